@@ -1,0 +1,1 @@
+"""Ceph behind the ports: the only package that imports rados and rbd."""

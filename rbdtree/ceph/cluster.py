@@ -1,0 +1,170 @@
+"""``ports.Cluster``: one connection to one site."""
+
+import json
+import threading
+from contextlib import suppress
+from typing import Any
+
+import rados
+import rbd
+
+from rbdtree import errors
+from rbdtree.ceph.checksum import Checksums
+from rbdtree.ceph.pool import Pool
+from rbdtree.ceph.translate import translated
+from rbdtree.config import Site
+
+_OPTIONS = {
+    # A write that was acknowledged is on the OSDs; our copies are large and never read twice.
+    "rbd_cache": "false",
+    # Clones that need no protected parent; every cluster since Mimic takes them.
+    "rbd_default_clone_format": "2",
+    # Diffs, resizes and rollbacks ask this many objects at once (librbd's 10 are 10 round trips on a long link).
+    "rbd_concurrent_management_ops": "64",
+    # An operation that timed out says nothing about the maps.
+    "rbd_invalidate_object_map_on_timeout": "false",
+    # In flight we bound bytes ourselves; the default of 1024 operations is less than a window of small ones.
+    "objecter_inflight_ops": "24576",
+    "objecter_inflight_op_bytes": str(512 << 20),
+}
+
+
+class Cluster:
+    """A connected site."""
+
+    def __init__(self, site: Site, timeout: float) -> None:
+        self.site = site.name
+        self._site = site
+        self._options = {
+            **_OPTIONS,
+            "client_mount_timeout": str(max(1, int(timeout))),
+            "rados_mon_op_timeout": str(max(1, int(timeout))),
+            "rados_osd_op_timeout": str(max(1, int(timeout))),
+        }
+        if site.keyring:
+            self._options["keyring"] = str(site.keyring)
+        self._guard = threading.Lock()
+        self._pools: dict[tuple[str, str], Pool] = {}
+        self._checksums: Checksums | None = None
+        if not site.conf.is_file():
+            raise errors.NotFound(
+                f"site {site.name}: there is no {site.conf}", "Correct 'conf' of this site in the configuration."
+            )
+        try:
+            with translated(f"connect to site {site.name}"):
+                self._rados = rados.Rados(conffile=str(site.conf), name=site.client)
+                for key, value in self._options.items():
+                    self._set(key, value)
+                self._rados.connect(timeout=timeout)
+        except errors.Unreachable as error:
+            raise errors.Unreachable(
+                f"site {site.name} did not answer within {timeout:g} s ({site.conf})",
+                "Check the cluster's monitors and the network, or give it longer with --timeout.",
+            ) from error
+        except errors.NotFound as error:
+            raise errors.Denied(
+                f"site {site.name}: no usable key for {site.client}",
+                "Set 'keyring' of this site, or put the key where its ceph.conf looks for it.",
+            ) from error
+        except errors.Denied as error:
+            raise errors.Denied(f"site {site.name} refuses {site.client}: wrong or unknown key") from error
+        with translated(f"fsid of site {site.name}"):
+            self.fsid = str(self._rados.get_fsid())
+
+    def _set(self, key: str, value: str) -> None:
+        # Options come and go between releases; a missing one costs speed, not safety.
+        with suppress(rados.ObjectNotFound):
+            self._rados.conf_set(key, value)
+
+    def pool(self, name: str, namespace: str = "") -> Pool:
+        with self._guard:
+            found = self._pools.get((name, namespace))
+            if found:
+                return found
+            try:
+                with translated(f"open pool {self.site}:{name}"):
+                    ioctx = self._rados.open_ioctx(name)
+                    if namespace and not rbd.RBD().namespace_exists(ioctx, namespace):
+                        raise errors.NotFound(
+                            f"site {self.site} has no namespace {name}/{namespace}",
+                            f"Make it with 'rbd namespace create {name}/{namespace}'.",
+                        )
+                    ioctx.set_namespace(namespace)
+            except errors.NotFound as error:
+                if error.hint:
+                    raise
+                raise errors.NotFound(
+                    f"site {self.site} has no pool {name!r}", f"It has: {', '.join(self.pools()) or 'none'}."
+                ) from error
+            pool = self._pools[name, namespace] = Pool(self, name, namespace, ioctx)
+            return pool
+
+    def pools(self) -> list[str]:
+        """Names of the pools that are for RBD, or for nothing in particular."""
+        with translated(f"list pools of site {self.site}"):
+            names = [str(name) for name in self._rados.list_pools()]
+        return [name for name in names if self._is_for_rbd(name)]
+
+    def _is_for_rbd(self, name: str) -> bool:
+        try:
+            with translated(f"open pool {self.site}:{name}"), self._rados.open_ioctx(name) as ioctx:
+                uses = [str(use) for use in ioctx.application_list()]
+                return "rbd" in uses or not uses
+        except errors.Error:
+            return False
+
+    def places(self) -> list[tuple[str, str]]:
+        if self._site.pools:
+            split = (place.partition("/") for place in self._site.pools)
+            return [(pool, namespace) for pool, _, namespace in split]
+        found: list[tuple[str, str]] = []
+        for name in self.pools():
+            found.append((name, ""))
+            # A key may be good for one pool only: what it cannot read holds no tree of its own.
+            with suppress(errors.Denied), translated(f"list namespaces of {self.site}:{name}"):
+                found += [(name, str(space)) for space in rbd.RBD().namespace_list(self.pool(name).ioctx)]
+        return found
+
+    def address(self) -> str:
+        return str(self._rados.get_addrs())
+
+    def fence(self, address: str) -> None:
+        with translated(f"fence {address} at site {self.site}"):
+            self._rados.blocklist_add(address, 3600)
+            self._rados.wait_for_latest_osdmap()
+
+    def command(self, **words: Any) -> Any:
+        """A mon command; its JSON answer."""
+        with translated(f"ask site {self.site}"):
+            code, out, message = self._rados.mon_command(json.dumps({**words, "format": "json"}), b"")
+        if code:
+            raise errors.Denied(f"site {self.site}: {words['prefix']}: {message or code}")
+        return json.loads(out or b"null")
+
+    def full(self, pool: str) -> str | None:
+        """Why the pool takes no writes, None when it does."""
+        dump = self.command(prefix="osd dump")
+        if "full" in str(dump.get("flags", "")).split(","):
+            return f"cluster {self.site} is full"
+        for entry in dump["pools"]:
+            names = str(entry.get("flags_names", "")).split(",")
+            if entry["pool_name"] == pool and {"full", "full_quota"} & set(names):
+                return f"pool {self.site}:{pool} is full" + (" (its quota)" if "full_quota" in names else "")
+        return None
+
+    def checksums(self) -> Checksums:
+        """The client that asks OSDs for checksums, connected when first used."""
+        with self._guard:
+            if self._checksums is None:
+                self._checksums = Checksums(str(self._site.conf), self._site.client, self._options)
+            return self._checksums
+
+    def close(self) -> None:
+        with self._guard:
+            if self._checksums:
+                self._checksums.close()
+            for pool in self._pools.values():
+                pool.ioctx.close()
+            self._pools.clear()
+            with translated(f"leave site {self.site}"):
+                self._rados.shutdown()

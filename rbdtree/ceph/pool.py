@@ -1,0 +1,214 @@
+"""``ports.Pool`` over librados and librbd."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import rados
+import rbd
+
+from rbdtree import errors
+from rbdtree.ceph import claim
+from rbdtree.ceph.image import Image
+from rbdtree.ceph.translate import translated
+from rbdtree.model.document import DIRECTORY
+from rbdtree.ports import ClaimInfo, ImageEntry, Layout
+from rbdtree.ports import Pool as PoolPort
+
+if TYPE_CHECKING:
+    from rbdtree.ceph.cluster import Cluster
+
+_FEATURES = (
+    rbd.RBD_FEATURE_LAYERING
+    | rbd.RBD_FEATURE_EXCLUSIVE_LOCK
+    | rbd.RBD_FEATURE_OBJECT_MAP
+    | rbd.RBD_FEATURE_FAST_DIFF
+    | rbd.RBD_FEATURE_DEEP_FLATTEN
+)
+"""Of the images we make: fencing needs the lock, cheap diffs need the maps."""
+_ENTRIES = 1 << 20
+
+
+class Pool:
+    """One pool and namespace, through one ioctx (librados' are safe to share between threads)."""
+
+    def __init__(self, cluster: "Cluster", name: str, namespace: str, ioctx: rados.Ioctx) -> None:
+        self.cluster = cluster
+        self.site = cluster.site
+        self.fsid = cluster.fsid
+        self.name = name
+        self.namespace = namespace
+        self.ioctx = ioctx
+        self._rbd = rbd.RBD()
+
+    @property
+    def path(self) -> str:
+        return f"{self.site}:{self.name}" + (f"/{self.namespace}" if self.namespace else "")
+
+    # -- images
+
+    def images(self) -> list[ImageEntry]:
+        with translated(f"list images of {self.path}"):
+            return [ImageEntry(entry["id"], entry["name"]) for entry in self._rbd.list2(self.ioctx)]
+
+    def image_id(self, name: str) -> str | None:
+        try:
+            with translated(f"open image {self.path}/{name}"), rbd.Image(self.ioctx, name, read_only=True) as image:
+                return str(image.id())
+        except errors.NotFound:
+            return None
+
+    def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
+        order = layout.object_bytes.bit_length() - 1
+        striped = layout.stripe_count > 1
+        with translated(f"create image {self.path}/{name}"):
+            self._rbd.create(
+                self.ioctx,
+                name,
+                size,
+                order=order,
+                old_format=False,
+                features=_FEATURES,
+                stripe_unit=layout.stripe_unit if striped else 0,
+                stripe_count=layout.stripe_count if striped else 0,
+                data_pool=data_pool,
+            )
+        return self._named(name)
+
+    def _named(self, name: str) -> str:
+        image_id = self.image_id(name)
+        if image_id is None:
+            raise errors.NotFound(f"image {self.path}/{name} vanished while it was made")
+        return image_id
+
+    def open(self, image_id: str, snapshot: str | None = None, *, read_only: bool = True) -> Image:
+        return Image(self, image_id, snapshot, read_only)
+
+    def clone(self, image_id: str, snapshot: str, into: PoolPort, name: str) -> str:
+        if not isinstance(into, Pool):
+            raise errors.Bug("a clone into a pool of another kind")
+        with translated(f"clone {self.path}/{image_id}@{snapshot} to {into.path}/{name}"):
+            with rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image:
+                parent = image.get_name()
+            self._rbd.clone(self.ioctx, parent, snapshot, into.ioctx, name, features=_FEATURES)
+        return into._named(name)
+
+    def rename(self, name: str, new: str) -> None:
+        with translated(f"rename image {self.path}/{name} to {new}"):
+            self._rbd.rename(self.ioctx, name, new)
+
+    def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
+        if self.image_id(name) != image_id:
+            raise errors.NotFound(f"image {self.path}/{name} is not the one with id {image_id}")
+        with translated(f"move image {self.path}/{name} to the trash"):
+            self._rbd.trash_move(self.ioctx, name, int(expiry_seconds))
+
+    def purge(self, image_id: str) -> None:
+        with suppress(errors.NotFound), translated(f"remove image {self.path}/{image_id} from the trash"):
+            self._rbd.trash_remove(self.ioctx, image_id, True)
+
+    def trashed(self) -> list[ImageEntry]:
+        with translated(f"list the trash of {self.path}"):
+            return [ImageEntry(entry["id"], entry["name"]) for entry in self._rbd.trash_list(self.ioctx)]
+
+    # -- documents
+
+    def read_document(self, name: str) -> tuple[int, str] | None:
+        try:
+            with translated(f"read {self.path}/{name}"), rados.ReadOpCtx() as op:
+                found, _ = self.ioctx.get_omap_vals_by_keys(op, ("revision", "document"))
+                self.ioctx.operate_read_op(op, name)
+                values = dict(found)
+        except errors.NotFound:
+            return None
+        if "revision" not in values or "document" not in values:
+            return None
+        return int(values["revision"]), values["document"].decode()
+
+    def create_document(self, name: str, text: str) -> None:
+        with translated(f"create {self.path}/{name}"), rados.WriteOpCtx() as op:
+            op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
+            self.ioctx.set_omap(op, ("revision", "document"), (b"1", text.encode()))
+            self.ioctx.operate_write_op(op, name)
+
+    def swap_document(self, name: str, revision: int, text: str, cookie: str | None = None) -> None:
+        try:
+            with translated(f"write {self.path}/{name}"), rados.WriteOpCtx() as op:
+                if cookie is not None:
+                    op.execute("lock", "assert_locked", claim.assertion(cookie))
+                op.omap_cmp("revision", str(revision), rados.LIBRADOS_CMPXATTR_OP_EQ)
+                self.ioctx.set_omap(
+                    op, ("revision", "document"), (str(revision + 1).encode(), text.encode())
+                )
+                self.ioctx.operate_write_op(op, name)
+        except errors.Busy as error:
+            raise errors.Fenced(f"the claim on {self.path}/{name} was lost") from error
+
+    def remove_document(self, name: str, revision: int) -> None:
+        with translated(f"remove {self.path}/{name}"), rados.WriteOpCtx() as op:
+            op.omap_cmp("revision", str(revision), rados.LIBRADOS_CMPXATTR_OP_EQ)
+            op.remove()
+            self.ioctx.operate_write_op(op, name)
+
+    # -- directory
+
+    def entries(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        after = ""
+        while True:
+            try:
+                with translated(f"read {self.path}/{DIRECTORY}"), rados.ReadOpCtx() as op:
+                    page, _ = self.ioctx.get_omap_vals(op, after, "", _ENTRIES)
+                    self.ioctx.operate_read_op(op, DIRECTORY)
+                    batch = [(key, value.decode()) for key, value in page]
+            except errors.NotFound:
+                return found
+            if not batch:
+                return found
+            found.update(batch)
+            after = batch[-1][0]
+
+    def add_entry(self, key: str, value: str) -> None:
+        with translated(f"write {self.path}/{DIRECTORY}"):
+            with rados.WriteOpCtx() as op:
+                op.new(rados.LIBRADOS_CREATE_IDEMPOTENT)
+                self.ioctx.operate_write_op(op, DIRECTORY)
+            try:
+                with rados.WriteOpCtx() as op:
+                    # An empty value equals a missing key.
+                    op.omap_cmp(key, "", rados.LIBRADOS_CMPXATTR_OP_EQ)
+                    self.ioctx.set_omap(op, (key,), (value.encode(),))
+                    self.ioctx.operate_write_op(op, DIRECTORY)
+                return
+            except rados.Error as error:
+                if self.entries().get(key) == value:
+                    return
+                raise errors.Exists(f"{key} is in {self.path}/{DIRECTORY} already") from error
+
+    def remove_entry(self, key: str) -> None:
+        with suppress(errors.NotFound), translated(f"write {self.path}/{DIRECTORY}"), rados.WriteOpCtx() as op:
+            self.ioctx.remove_omap_keys(op, (key,))
+            self.ioctx.operate_write_op(op, DIRECTORY)
+
+    # -- claims
+
+    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        if self.read_document(name) is None:
+            raise errors.NotFound(f"{self.path}/{name} is gone")
+        claim.take(self.ioctx, name, cookie, owner, seconds)
+
+    def unclaim(self, name: str, cookie: str) -> None:
+        with suppress(errors.NotFound):
+            claim.release(self.ioctx, name, cookie)
+
+    def claimed(self, name: str) -> ClaimInfo | None:
+        try:
+            return claim.info(self.ioctx, name)
+        except errors.NotFound:
+            return None
+
+    def break_claim(self, name: str, info: ClaimInfo) -> None:
+        with suppress(errors.NotFound):
+            claim.break_(self.ioctx, name, info)
+
+    def full(self) -> str | None:
+        return self.cluster.full(self.name)

@@ -1,0 +1,87 @@
+"""The TOML configuration: which sites there are and how to reach them.
+
+    [sites.a]
+    conf = "/etc/ceph/a.conf"
+    id = "rbdtree"                  # or name = "client.rbdtree"
+    keyring = "/etc/ceph/a.keyring" # optional
+    pools = ["rbd", "rbd/tenant1"]  # optional: where to look for trees
+
+Every mistake of a file is reported at once; an unknown key is a mistake.
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.model.name import check_name
+
+SEARCH = ("~/.config/rbdtree/rbdtree.toml", "/etc/rbdtree/rbdtree.toml")
+VARIABLE = "RBDTREE_CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """How to reach one Ceph cluster. ``client`` is the full name, such as ``client.admin``."""
+
+    name: str
+    conf: Path
+    client: str = "client.admin"
+    keyring: Path | None = None
+    pools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid configuration. ``trash_expiry_seconds``: how long the RBD trash keeps images that leave a tree."""
+
+    sites: dict[str, Site]
+    trash_expiry_seconds: float = 86400.0
+    path: Path | None = None
+
+
+def find(explicit: str | None) -> Path | None:
+    """``--config``, $RBDTREE_CONFIG, the user's file, the system's: the first that is given or exists."""
+    chosen = explicit or os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return next((path for path in (Path(p).expanduser() for p in SEARCH) if path.is_file()), None)
+
+
+def load(path: Path) -> Config:
+    """Raises ``NotFound`` for a missing file and ``UsageError`` naming every mistake in it."""
+    from pydantic import ValidationError
+
+    from rbdtree.schema import File
+
+    try:
+        raw: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise errors.NotFound(
+            f"cannot read the configuration {path}: {error.strerror}",
+            "Give one with --config FILE; docs/clusters.md shows what is in it.",
+        ) from error
+    except ValueError as error:
+        raise errors.UsageError(f"{path} is not TOML: {error}") from error
+    try:
+        parsed = File.model_validate(raw)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{'.'.join(str(part) for part in mistake['loc']) or 'file'}: {mistake['msg']}"
+            for mistake in error.errors()
+        )
+        raise errors.UsageError(f"{path}: {mistakes}") from error
+    base = path.resolve().parent
+    sites = {
+        check_name("site", name): Site(
+            name,
+            base / Path(site.conf).expanduser(),
+            site.name or f"client.{site.id or 'admin'}",
+            base / Path(site.keyring).expanduser() if site.keyring else None,
+            tuple(site.pools),
+        )
+        for name, site in parsed.sites.items()
+    }
+    return Config(sites, parsed.trash.expiry_seconds(), path)

@@ -1,0 +1,1 @@
+"""Effects: observe a tree, copy deltas, carry out steps. Knows the ports, not Ceph."""

@@ -1,0 +1,144 @@
+"""The right to work on a node: a RADOS lock with an expiry, renewed while its holder lives.
+
+Writes of the document assert the lock in the same operation, so a holder that lost it changes nothing. A holder that
+died on this machine is recognised by its process id and start; any other is waited for until its claim expires; one
+that renews is alive, and the newcomer gives way.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from rbdtree import errors
+from rbdtree.engine.node import Node
+from rbdtree.ports import ClaimInfo
+
+SECONDS = 20.0
+"""How long a claim lasts unrenewed. A claim of a dead host is waited out for this long."""
+_RENEW = SECONDS / 4
+_POLL = 0.1
+
+
+def _started(pid: int) -> str:
+    """Clock tick at which a process started, so that a reused pid is not taken for it; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return f"{boot}/{namespace}"
+
+
+def worker_name() -> str:
+    """``host:pid`` of this process, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _owner(purpose: str) -> str:
+    pid = os.getpid()
+    return json.dumps(
+        {"worker": worker_name(), "machine": _machine(), "pid": pid, "started": _started(pid), "doing": purpose}
+    )
+
+
+def _is_dead(info: ClaimInfo) -> bool:
+    """Whether the holder was a process of this very machine and is gone."""
+    try:
+        owner = json.loads(info.owner)
+        here = bool(owner["machine"]) and owner["machine"] == _machine()
+        return here and _started(int(owner["pid"])) != owner["started"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def describe(info: ClaimInfo) -> str:
+    """Who it is, for people."""
+    try:
+        owner = json.loads(info.owner)
+        return f"{owner['worker']} ({owner['doing']})"
+    except (ValueError, KeyError, TypeError):
+        return info.owner or "an unknown client"
+
+
+class Claim:
+    """A held claim on a node. A context manager; a thread renews it."""
+
+    def __init__(self, node: Node, purpose: str, wait: bool = False) -> None:
+        self.node = node
+        self.cookie = uuid.uuid4().hex
+        self._owner = _owner(purpose)
+        self._wait = wait
+        self._done = threading.Event()
+        self._lost = False
+        self._until = 0.0
+        self._keeper = threading.Thread(target=self._keep, name=f"claim-{node.name}", daemon=True)
+
+    def __enter__(self) -> "Claim":
+        self._acquire()
+        self._keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._keeper.join()
+        if not self._lost:
+            try:
+                self.node.pool.unclaim(self.node.object, self.cookie)
+            except errors.Error:
+                # It expires by itself.
+                return
+
+    def check(self) -> None:
+        """Raises ``Fenced`` when the claim may be somebody else's by now."""
+        if self._lost or time.monotonic() > self._until:
+            raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
+
+    def _take(self) -> None:
+        asked = time.monotonic()
+        self.node.pool.claim(self.node.object, self.cookie, self._owner, SECONDS)
+        # One renewal period short of the OSD's expiry: we stop before another may start.
+        self._until = asked + SECONDS - _RENEW
+
+    def _acquire(self) -> None:
+        seen: ClaimInfo | None = None
+        patience = time.monotonic() + 3 * SECONDS
+        while True:
+            try:
+                self._take()
+                return
+            except errors.Busy:
+                info = self.node.pool.claimed(self.node.object)
+            if info is None:
+                continue
+            if _is_dead(info):
+                self.node.pool.break_claim(self.node.object, info)
+                continue
+            renewed = seen is not None and (seen.cookie, seen.expires) != (info.cookie, info.expires)
+            if time.monotonic() > patience or (renewed and not self._wait):
+                raise errors.Busy(
+                    f"{describe(info)} is at work on {self.node.name}", "Let it finish, or stop it, then run this again."
+                )
+            seen = seen or info
+            time.sleep(_POLL)
+
+    def _keep(self) -> None:
+        while not self._done.wait(_RENEW):
+            try:
+                self._take()
+            except (errors.Busy, errors.NotFound, errors.Fenced):
+                self._lost = True
+                return
+            except errors.Error:
+                # The cluster is slow: check() stops the work before the claim runs out.
+                continue

@@ -1,0 +1,205 @@
+"""An edge to a clone node at work: a new clone beside the old one, then the names are swapped. No byte is copied.
+
+The clone stands on the nearest replica above it, whatever lies between, so its depth in RBD stays 1.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine import ends, marks
+from rbdtree.engine.claim import Claim, worker_name
+from rbdtree.engine.node import Node, cluster_of
+from rbdtree.model.document import Intent, NodeDocument
+from rbdtree.model.position import Position, parse_snapshot_name, snapshot_name
+from rbdtree.plan import step as steps
+from rbdtree.plan.conflict import ImageGone
+from rbdtree.plan.edge import CloneState, Pending
+from rbdtree.ports import Image, Reporter, Sites
+
+
+class CloneEdge:
+    """An edge to a clone node, under the child's claim; without a claim it only observes."""
+
+    def __init__(
+        self,
+        sites: Sites,
+        child: Node,
+        claim: Claim | None,
+        reporter: Reporter,
+        expiry_seconds: float = 0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.child = child
+        self._claim = claim
+        self._reporter = reporter
+        self._expiry_seconds = expiry_seconds
+        self._now = now
+        self.document = child.read()
+        self.name = self.document.full_name
+        self.upstream = ends.source_node(sites, self.document)
+        self._cluster = cluster_of(sites, self.document.ref)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def observe(self) -> CloneState:
+        """The replica's generations, and where the clone stands."""
+        self.document = document = self.child.read()
+        above = self.upstream.read()
+        replica = self.upstream.pool.open(above.image_id)
+        try:
+            upstream = tuple(g.position for g in ends.present(above, replica))
+        finally:
+            replica.close()
+        state = CloneState(
+            node=self.name,
+            image=document.ref.image_spec,
+            upstream=upstream,
+            recorded=document.newest and document.newest.position,
+            pending=Pending(document.intent.since, document.intent.target) if document.intent else None,
+            held=ends.held_by(above, document.edge),
+        )
+        made = document.intent.image_id if document.intent else ""
+        current = self.child.pool.image_id(document.ref.image)
+        if current is None and (made or not document.image_id):
+            return state
+        if current != document.image_id and current != made:
+            gone = ImageGone(self.name, document.ref.image_spec, document.image_id, current)
+            return replace(state, gone=gone)
+        image = self.child.pool.open(current or document.image_id)
+        try:
+            over, foreign = self._stands_on(image, above)
+            return replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
+        finally:
+            image.close()
+
+    def _stands_on(self, image: Image, above: NodeDocument) -> tuple[Position | None, str]:
+        ancestor = image.ancestor()
+        if ancestor is None:
+            return self.document.newest and self.document.newest.position, "was flattened: it stands on no snapshot"
+        named = parse_snapshot_name(ancestor.snapshot)
+        if named is None or ancestor.image_id != above.image_id:
+            return None, f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica"
+        if image.own_data():
+            return named[1], "holds data of its own: somebody wrote to it"
+        if image.snapshots():
+            return named[1], "has snapshots of its own"
+        if image.size() != ancestor.overlap_bytes:
+            return named[1], "was resized"
+        return named[1], ""
+
+    def apply(self, step: steps.Step) -> None:
+        """Carries out one step."""
+        if self._claim is None:
+            raise errors.Bug(f"{self.name}: a step without a claim")
+        self._claim.check()
+        self._reporter.step(self.name, str(step))
+        match step:
+            case steps.Hold(position):
+                self.upstream.update(ends.hold(self.document, position))
+            case steps.Intend(since, target):
+                self._intend(since, target)
+            case steps.Clone(position):
+                self._clone(position)
+            case steps.Swap():
+                self._swap()
+            case steps.Settle(position):
+                self._settle(position)
+            case steps.Abandon():
+                self._abandon()
+            case steps.Release(position):
+                self.upstream.update(ends.release(self.document, position))
+            case _:
+                raise errors.Bug(f"{step} is not a step of a clone")
+
+    def _update(self, change: Callable[[NodeDocument], NodeDocument]) -> None:
+        self.document = self.child.update(change, self._claim and self._claim.cookie)
+
+    @property
+    def _beside(self) -> str:
+        """Name of the clone while it is being made."""
+        return f"{self.document.ref.image}.rbdtree-{self.document.edge[:8]}"
+
+    def _intend(self, since: Position | None, target: Position) -> None:
+        generation = self.upstream.read().generation(target)
+        intent = Intent(
+            target=target,
+            since=since,
+            size_bytes=generation.size_bytes if generation else 0,
+            started=self._now(),
+            worker=worker_name(),
+            client=self._cluster.address(),
+        )
+        self._update(lambda d: replace(d, intent=intent))
+
+    def _clone(self, position: Position) -> None:
+        pool, above = self.child.pool, self.upstream.read()
+        snapshot = snapshot_name(self.document.tree_id, position)
+        intent = self.document.intent
+        if intent is None:
+            raise errors.Bug(f"{self.name}: a clone without an intent")
+        if intent.image_id and pool.image_id(self.document.ref.image) == intent.image_id:
+            return
+        made = pool.image_id(self._beside)
+        if made is not None:
+            image = pool.open(made)
+            ancestor = image.ancestor()
+            image.close()
+            if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
+                raise errors.Exists(f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again.")
+        else:
+            made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
+        marks.mark_image(pool, made, self.document)
+        self._update(lambda d: replace(d, intent=d.intent and replace(d.intent, image_id=made)))
+
+    def _swap(self) -> None:
+        pool, name = self.child.pool, self.document.ref.image
+        intent = self.document.intent
+        if intent is None or not intent.image_id:
+            raise errors.Bug(f"{self.name}: a swap without a clone")
+        current = pool.image_id(name)
+        if current == intent.image_id:
+            return
+        if current is not None:
+            self._discard(current, name)
+        pool.rename(self._beside, name)
+
+    def _discard(self, image_id: str, name: str) -> None:
+        """The old clone goes to the trash, and out of it at once when nobody had it open and it never held a byte."""
+        pool = self.child.pool
+        if image_id != self.document.image_id:
+            raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
+        pool.trash(image_id, name, self._expiry_seconds)
+        image = pool.open(image_id)
+        clean = not image.own_data() and not image.snapshots() and not image.watchers()
+        image.close()
+        if clean:
+            with suppress(errors.Error):
+                pool.purge(image_id)
+
+    def _settle(self, position: Position) -> None:
+        generation = self.upstream.read().generation(position)
+        if generation is None:
+            raise errors.Changed(f"generation {position} left {self.upstream.name}")
+        intent, old = self.document.intent, self.document.image_id
+        made = intent.image_id if intent else old
+        self._update(
+            lambda d: replace(
+                d, generations=(generation,), image_id=made, intent=None, distrust="", epoch=position.epoch
+            )
+        )
+        if old and old != made:
+            self.child.pool.remove_entry(marks.image_entry(old))
+
+    def _abandon(self) -> None:
+        pool = self.child.pool
+        intent = self.document.intent
+        made = pool.image_id(self._beside)
+        if intent and made and made == intent.image_id:
+            pool.trash(made, self._beside, 0)
+            pool.purge(made)
+            pool.remove_entry(marks.image_entry(made))
+        self._update(lambda d: replace(d, intent=None))

@@ -1,0 +1,353 @@
+"""Moves extents from one image into several: read once, written to each.
+
+    plan thread -> extents -> [read] -> digest -> split at zeroes -> [write to each target] -> progress
+                                 bounded by bytes in flight, never by a count
+
+One thread drives; librbd's callbacks only put events into its queue. The first error of a target ends that target alone;
+the first error of the source ends the copy. Chunks finish in any order; ``done_bytes`` is the offset below which all
+have, and what a restart begins from.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import xxhash
+
+from rbdtree import errors
+from rbdtree.engine.zeroes import differing, runs
+from rbdtree.model.extent import Extents, Pair
+from rbdtree.ports import Image
+
+CHUNK = 4 << 20
+"""Largest read, and the grid reads never cross: one object of the default size."""
+NEAR = 64 << 10
+"""Extents of one chunk this near are read in one go; only what changed is written."""
+WINDOW = 96 << 20
+"""Bytes in flight, a buffer counted once when read and once for every target it is written to."""
+_OVERHEAD = 2048
+_WAIT = 0.5
+_PLANNED_AHEAD = 64
+
+
+@dataclass
+class Target:
+    """A head to write into. ``existing``: where it may hold data; zeroes elsewhere are not shipped."""
+
+    name: str
+    image: Image
+    existing: Extents
+    failed: errors.Error | None = None
+    written_bytes: int = 0
+    zeroed_bytes: int = 0
+
+
+@dataclass
+class Copied:
+    """What a copy did.
+
+    ``read_bytes`` came from the source, ``elided_bytes`` were zero at both ends; ``passed_bytes`` of ``total_bytes``
+    (None while the plan grows) of the delta are done.
+    """
+
+    read_bytes: int = 0
+    passed_bytes: int = 0
+    elided_bytes: int = 0
+    total_bytes: int | None = None
+    done_bytes: int = 0
+
+
+@dataclass(eq=False)
+class _Chunk:
+    start: int
+    end: int
+    pieces: list[Pair]
+    cost: int = 0
+    pending: int = 1
+    data: bytes = b""
+    digest: int = 0
+
+
+@dataclass
+class _Planned:
+    pairs: list[Pair]
+
+
+@dataclass
+class _PlanEnded:
+    error: BaseException | None = None
+
+
+@dataclass
+class _Read:
+    chunk: _Chunk
+    result: bytes | Exception
+
+
+@dataclass
+class _Compared:
+    chunk: _Chunk
+    target: Target
+    result: bytes | Exception
+
+
+@dataclass
+class _Wrote:
+    chunk: _Chunk
+    target: Target
+    error: Exception | None
+
+
+_Event = _Planned | _PlanEnded | _Read | _Compared | _Wrote
+
+
+def chunks(pairs: Iterable[Pair], chunk: int = CHUNK, near: int = NEAR) -> Iterable[tuple[int, int, list[Pair]]]:
+    """(start, end, extents inside) of the reads for ascending extents.
+
+        |--chunk--|--chunk--|
+          xx  x xxxxxx    x        two reads in the first chunk if the gap is not near, one each in the others
+    """
+    start = end = -1
+    pieces: list[Pair] = []
+    for offset, length in pairs:
+        at, last = offset, offset + length
+        while at < last:
+            stop = min(last, at - at % chunk + chunk)
+            if pieces and at - end <= near and at // chunk == start // chunk:
+                pieces.append((at, stop - at))
+            else:
+                if pieces:
+                    yield start, end, pieces
+                start, pieces = at, [(at, stop - at)]
+            end = stop
+            at = stop
+    if pieces:
+        yield start, end, pieces
+
+
+class Copy:
+    """One copy. ``run`` returns when every target has everything or has failed."""
+
+    def __init__(
+        self,
+        source: Image,
+        targets: list[Target],
+        planned: Iterable[list[Pair]],
+        *,
+        check: Callable[[], None] = lambda: None,
+        progress: Callable[[Copied], None] = lambda _: None,
+        compare: bool = False,
+        window: int = WINDOW,
+    ) -> None:
+        self._source = source
+        self._targets = targets
+        self._planned = planned
+        self._check = check
+        self._progress = progress
+        self._compare = compare
+        self._window = window
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._backlog: deque[tuple[int, int, list[Pair]]] = deque()
+        self._open: deque[_Chunk] = deque()
+        self._in_flight = 0
+        self._planning = True
+        self._ahead = threading.Semaphore(_PLANNED_AHEAD)
+        self._stop_planning = threading.Event()
+        self._planned_bytes = 0
+        self._fatal: BaseException | None = None
+        self.copied = Copied()
+
+    def run(self) -> Copied:
+        """Raises what ended the copy for everybody; a target's own error is in ``Target.failed``."""
+        planner = threading.Thread(target=self._plan, name="plan", daemon=True)
+        planner.start()
+        try:
+            self._drive()
+        finally:
+            self._stop_planning.set()
+            self._ahead.release()
+            planner.join()
+        if self._fatal:
+            raise self._fatal
+        return self.copied
+
+    def _plan(self) -> None:
+        try:
+            for pairs in self._planned:
+                while not self._ahead.acquire(timeout=_WAIT):
+                    if self._stop_planning.is_set():
+                        return
+                if self._stop_planning.is_set():
+                    return
+                self._events.put(_Planned(pairs))
+            self._events.put(_PlanEnded())
+        except BaseException as error:  # noqa: BLE001 - carried to the driving thread and raised there
+            self._events.put(_PlanEnded(error))
+
+    def _drive(self) -> None:
+        while True:
+            if self._fatal is None:
+                self._submit()
+            if not self._open and (self._fatal is not None or (not self._planning and not self._backlog)):
+                return
+            try:
+                event = self._events.get(timeout=_WAIT)
+            except queue.Empty:
+                self._guarded(self._check)
+                self._progress(self.copied)
+                continue
+            self._handle(event)
+            # Take what has piled up before submitting again: fewer turns of the loop.
+            for _ in range(256):
+                try:
+                    self._handle(self._events.get_nowait())
+                except queue.Empty:
+                    break
+            self._advance()
+            self._guarded(self._check)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except errors.Error as error:
+            self._fatal = self._fatal or error
+
+    def _submit(self) -> None:
+        while self._backlog and (self._in_flight < self._window or not self._open):
+            start, end, pieces = self._backlog.popleft()
+            copies = 1 + sum(1 for target in self._targets if not target.failed)
+            chunk = _Chunk(start, end, pieces, (end - start) * copies + _OVERHEAD)
+            self._open.append(chunk)
+            self._in_flight += chunk.cost
+            try:
+                self._source.submit_read(start, end - start, partial(self._put_read, chunk))
+            except errors.Error as error:
+                self._events.put(_Read(chunk, error))
+
+    def _put_read(self, chunk: _Chunk, result: bytes | Exception) -> None:
+        if isinstance(result, bytes):
+            chunk.digest = xxhash.xxh3_64_intdigest(result)
+        self._events.put(_Read(chunk, result))
+
+    def _handle(self, event: _Event) -> None:
+        match event:
+            case _Read(chunk, result):
+                self._read(chunk, result)
+            case _Wrote(chunk, target, error):
+                if error is not None and target.failed is None:
+                    target.failed = error if isinstance(error, errors.Error) else errors.CephError(str(error))
+                self._less(chunk)
+            case _Compared(chunk, target, result):
+                self._compared(chunk, target, result)
+            case _Planned(pairs):
+                self._ahead.release()
+                for start, end, pieces in chunks(pairs):
+                    self._planned_bytes += sum(length for _, length in pieces)
+                    self._backlog.append((start, end, pieces))
+            case _PlanEnded(error):
+                self._planning = False
+                self.copied.total_bytes = self._planned_bytes
+                if error is not None:
+                    self._fatal = self._fatal or error
+
+    def _less(self, chunk: _Chunk) -> None:
+        chunk.pending -= 1
+        if chunk.pending == 0:
+            self.copied.passed_bytes += sum(length for _, length in chunk.pieces)
+            self._in_flight -= chunk.cost
+            chunk.data = b""
+
+    def _advance(self) -> None:
+        while self._open and self._open[0].pending == 0:
+            self.copied.done_bytes = self._open.popleft().end
+        if self._targets and all(target.failed for target in self._targets):
+            self._fatal = self._fatal or self._targets[0].failed
+        self._progress(self.copied)
+
+    def _read(self, chunk: _Chunk, result: bytes | Exception) -> None:
+        if not isinstance(result, bytes):
+            self._fatal = self._fatal or result
+        elif len(result) != chunk.end - chunk.start:
+            self._fatal = self._fatal or errors.Integrity(
+                f"short read at {chunk.start}: {len(result)} of {chunk.end - chunk.start} bytes"
+            )
+        elif self._fatal is None:
+            self.copied.read_bytes += len(result)
+            chunk.data = result
+            if self._compare:
+                for target in self._targets:
+                    self._submit_compare(chunk, target)
+            else:
+                self._write(chunk)
+        self._less(chunk)
+
+    def _verified(self, chunk: _Chunk) -> bool:
+        if xxhash.xxh3_64_intdigest(chunk.data) == chunk.digest:
+            return True
+        self._fatal = self._fatal or errors.Integrity(
+            f"bytes {chunk.start}..{chunk.end} changed in memory between read and write",
+            "Check this host's memory, then run the sync again.",
+        )
+        return False
+
+    def _write(self, chunk: _Chunk) -> None:
+        if not self._verified(chunk):
+            return
+        data = chunk.data
+        for offset, length in chunk.pieces:
+            base = offset - chunk.start
+            for start, end, zero in runs(data, base, base + length):
+                whole = start == 0 and end == len(data)
+                piece = b"" if zero else data if whole else data[start:end]
+                for target in self._targets:
+                    if target.failed is None:
+                        self._write_piece(chunk, target, chunk.start + start, end - start, piece)
+
+    def _write_piece(self, chunk: _Chunk, target: Target, offset: int, length: int, piece: bytes) -> None:
+        if not piece and not target.existing.overlaps(offset, offset + length):
+            self.copied.elided_bytes += length
+            return
+        chunk.pending += 1
+        done = partial(self._put_wrote, chunk, target)
+        try:
+            if piece:
+                target.written_bytes += length
+                target.image.submit_write(offset, piece, done)
+            else:
+                target.zeroed_bytes += length
+                target.image.submit_zero(offset, length, done)
+        except errors.Error as error:
+            done(error)
+
+    def _put_wrote(self, chunk: _Chunk, target: Target, error: Exception | None) -> None:
+        self._events.put(_Wrote(chunk, target, error))
+
+    def _submit_compare(self, chunk: _Chunk, target: Target) -> None:
+        if target.failed is not None:
+            return
+        chunk.pending += 1
+        done = partial(self._put_compared, chunk, target)
+        try:
+            target.image.submit_read(chunk.start, chunk.end - chunk.start, done)
+        except errors.Error as error:
+            done(error)
+
+    def _put_compared(self, chunk: _Chunk, target: Target, result: bytes | Exception) -> None:
+        self._events.put(_Compared(chunk, target, result))
+
+    def _compared(self, chunk: _Chunk, target: Target, result: bytes | Exception) -> None:
+        if not isinstance(result, bytes):
+            target.failed = target.failed or (
+                result if isinstance(result, errors.Error) else errors.CephError(str(result))
+            )
+        elif self._fatal is None and self._verified(chunk):
+            for low, high in differing(chunk.data, result):
+                for start, end, zero in runs(chunk.data, low, high):
+                    piece = b"" if zero else chunk.data[start:end]
+                    self._write_piece(chunk, target, chunk.start + start, end - start, piece)
+        self._less(chunk)
+
+

@@ -1,0 +1,111 @@
+"""What is at the ends of an edge: documents against images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine import delta
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Child, Hold, Kind, NodeDocument
+from rbdtree.model.extent import Extents
+from rbdtree.model.position import Generation, Position, snapshot_name
+from rbdtree.plan.conflict import ImageGone
+from rbdtree.plan.state import summary_of
+from rbdtree.ports import Image, Sites
+
+Change = Callable[[NodeDocument], NodeDocument]
+
+
+def source_node(sites: Sites, document: NodeDocument) -> Node:
+    """The node whose image carries the generations this child is fed from: the parent's replica."""
+    if document.parent is None:
+        raise errors.Bug(f"{document.full_name} has no parent")
+    if document.kind is Kind.CLONE:
+        return Node.at(sites, document.replica)
+    parent = Node.at(sites, document.parent)
+    replica = parent.read().replica
+    return parent if replica.node_id == parent.node_id else Node.at(sites, replica)
+
+
+def present(document: NodeDocument, image: Image) -> tuple[Generation, ...]:
+    """The recorded generations whose very snapshot (name and id) the image has."""
+    seen = {(s.name, s.snapshot_id) for s in image.snapshots()}
+    return tuple(
+        g for g in document.generations if (snapshot_name(document.tree_id, g.position), g.snapshot_id) in seen
+    )
+
+
+def find_gone(node: Node, document: NodeDocument) -> ImageGone | None:
+    """Whether the node's image was removed, trashed, or replaced by another of its name. A rename is no harm."""
+    named = node.pool.image_id(document.ref.image)
+    if named == document.image_id:
+        return None
+    gone = ImageGone(document.full_name, document.ref.image_spec, document.image_id, named)
+    if any(entry.image_id == document.image_id for entry in node.pool.trashed()):
+        return gone
+    try:
+        node.pool.open(document.image_id).close()
+    except errors.NotFound:
+        return gone
+    return None
+
+
+def head_changes(head: Image, document: NodeDocument, newest: Generation | None) -> Extents:
+    """What somebody wrote into a replica that should equal ``newest`` (None: that should be empty)."""
+    since = snapshot_name(document.tree_id, newest.position) if newest else None
+    rough = delta.coarse(head, since, None)
+    if not rough or since is None:
+        return rough
+    return Extents.of(pair for batch in delta.exact(head, since, rough) for pair in batch)
+
+
+def held_by(document: NodeDocument, edge: str) -> frozenset[Position]:
+    """Generations of this (upstream) node that the edge holds."""
+    return frozenset(hold.position for hold in document.holds if hold.owner == edge)
+
+
+def hold(child: NodeDocument, position: Position) -> Change:
+    """Upstream: the child needs this generation. ``Changed`` when it is not there any more."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        if document.generation(position) is None:
+            raise errors.Changed(f"generation {position} left {document.full_name} before it could be held")
+        if position in held_by(document, child.edge):
+            return document
+        return document.with_hold(Hold(child.edge, position, f"base of {child.full_name}"))
+
+    return change
+
+
+def release(child: NodeDocument, position: Position) -> Change:
+    """Upstream: the child needs this generation no more; its summary is brought along."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        return with_summary(child)(document.without_holds(child.edge, position))
+
+    return change
+
+
+def with_summary(child: NodeDocument) -> Change:
+    """Upstream: what the parent tells others of this child (nothing, when it is not its parent)."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        if document.child(child.edge) is None:
+            return document
+        told = summary_of(child, document.position if document.kind is not Kind.CLONE else None)
+        return replace(
+            document,
+            children=tuple(replace(c, summary=told) if c.edge == child.edge else c for c in document.children),
+        )
+
+    return change
+
+
+def with_child(child: Child) -> Change:
+    """Upstream: one child more."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        others = tuple(c for c in document.children if c.edge != child.edge)
+        return replace(document, children=(*others, child))
+
+    return change

@@ -1,0 +1,155 @@
+"""What we leave on a site: one document and directory entries a node, metadata on its image, snapshots, a claim.
+
+``list_marks`` finds all of it by looking, not by asking the documents alone, so that leftovers of interrupted commands
+show too.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from rbdtree import errors
+from rbdtree.engine.claim import describe
+from rbdtree.model.document import DIRECTORY, NodeDocument, decode, object_name
+from rbdtree.model.position import parse_snapshot_name
+from rbdtree.ports import Pool, Sites
+
+TREE_KEY = "rbdtree.tree"
+NODE_KEY = "rbdtree.node"
+
+
+def node_entry(node_id: str) -> str:
+    """Directory key of a node."""
+    return f"node.{node_id}"
+
+
+def image_entry(image_id: str) -> str:
+    """Directory key that makes an image one node's only."""
+    return f"image.{image_id}"
+
+
+def entry_text(document: NodeDocument) -> str:
+    """Directory value of a node."""
+    return json.dumps({"tree_id": document.tree_id, "tree": document.tree, "node": document.name}, sort_keys=True)
+
+
+def mark_image(pool: Pool, image_id: str, document: NodeDocument) -> None:
+    """The image belongs to this node from now on. ``Exists`` when it is another's.
+
+    The directory decides, in one compare-and-swap; the metadata is for people, and clones inherit it.
+    """
+    try:
+        pool.add_entry(image_entry(image_id), document.ref.node_id)
+    except errors.Exists as error:
+        raise errors.Exists(f"image {document.ref.image_spec} belongs to a tree already") from error
+    image = pool.open(image_id, read_only=False)
+    try:
+        image.set_metadata(TREE_KEY, f"{document.tree_id} {document.tree}")
+        image.set_metadata(NODE_KEY, document.ref.node_id)
+    finally:
+        image.close()
+
+
+def unmark_image(pool: Pool, image_id: str) -> None:
+    """Our metadata and directory entry off an image; nothing when it is gone."""
+    with suppress(errors.NotFound):
+        image = pool.open(image_id, read_only=False)
+        try:
+            for key in (TREE_KEY, NODE_KEY):
+                if key in image.metadata():
+                    image.remove_metadata(key)
+        finally:
+            image.close()
+    pool.remove_entry(image_entry(image_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One thing of ours. ``tree`` and ``node`` are empty when nobody knows whose it is."""
+
+    site: str
+    kind: str
+    where: str
+    tree: str
+    node: str
+    detail: str = ""
+
+
+def list_marks(sites: Sites) -> tuple[list[Mark], list[errors.Error]]:
+    """Everything of ours on the configured sites, and the sites that could not be asked."""
+    found: list[Mark] = []
+    failed: list[errors.Error] = []
+    for site in sites.names():
+        try:
+            cluster = sites.cluster(site)
+            for name, namespace in cluster.places():
+                found += _in_pool(cluster.pool(name, namespace))
+        except errors.Error as error:
+            failed.append(error)
+    return found, failed
+
+
+def _in_pool(pool: Pool) -> Iterator[Mark]:
+    path = f"{pool.name}/{pool.namespace}" if pool.namespace else pool.name
+    entries = pool.entries()
+    owners: dict[str, tuple[str, str]] = {}
+    trees: dict[str, str] = {}
+    for key, value in entries.items():
+        kind, _, name = key.partition(".")
+        if kind != "node":
+            continue
+        with suppress(ValueError, KeyError):
+            told = json.loads(value)
+            owners[name] = (told["tree"], told["node"])
+            trees[told["tree_id"][:8]] = told["tree"]
+    for key, value in sorted(entries.items()):
+        kind, _, name = key.partition(".")
+        tree, node = owners.get(name if kind == "node" else value, ("", ""))
+        yield Mark(pool.site, "directory", f"{path}/{DIRECTORY}", tree, node, key)
+        if kind == "node":
+            yield from _document(pool, path, name, tree, node)
+    for entry in (*pool.images(), *pool.trashed()):
+        yield from _image(pool, path, entry.image_id, entry.name, owners, trees)
+
+
+def _document(pool: Pool, path: str, node_id: str, tree: str, node: str) -> Iterator[Mark]:
+    oid = object_name(node_id)
+    found = pool.read_document(oid)
+    if found is None:
+        return
+    try:
+        document = decode(found[1], oid)
+        detail = f"revision {found[0]}" + (f", intent {document.intent.target}" if document.intent else "")
+        for hold in document.holds:
+            yield Mark(pool.site, "hold", f"{path}/{oid}", tree, node, f"{hold.position}: {hold.reason}")
+    except errors.Error as error:
+        detail = str(error)
+    yield Mark(pool.site, "object", f"{path}/{oid}", tree, node, detail)
+    claimed = pool.claimed(oid)
+    if claimed:
+        yield Mark(pool.site, "lock", f"{path}/{oid}", tree, node, describe(claimed))
+
+
+def _image(
+    pool: Pool, path: str, image_id: str, name: str, owners: dict[str, tuple[str, str]], trees: dict[str, str]
+) -> Iterator[Mark]:
+    try:
+        image = pool.open(image_id)
+    except errors.Error:
+        return
+    try:
+        metadata = image.metadata()
+        node_id = metadata.get(NODE_KEY, "")
+        tree, node = owners.get(node_id, ("", ""))
+        told = metadata.get(TREE_KEY, "").partition(" ")[2]
+        for key in (TREE_KEY, NODE_KEY):
+            if key in metadata:
+                yield Mark(pool.site, "metadata", f"{path}/{name}", tree or told, node, f"{key}={metadata[key]}")
+        for snapshot in image.snapshots():
+            parsed = parse_snapshot_name(snapshot.name)
+            if parsed:
+                whose = trees.get(parsed[0], tree or told)
+                yield Mark(pool.site, "snapshot", f"{path}/{name}@{snapshot.name}", whose, node)
+    finally:
+        image.close()

@@ -1,0 +1,317 @@
+"""Joining and leaving a tree. Each command that died goes on when it is run again: the document's phase says so."""
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from rbdtree import errors
+from rbdtree.engine import delta, ends, marks
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.forest import Forest, Member, Tree, document_of
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Child, Kind, NodeDocument, NodeRef, object_name
+from rbdtree.model.name import ImageSpec, NodeName
+from rbdtree.model.position import parse_snapshot_name
+from rbdtree.plan.state import summary_of
+from rbdtree.ports import Image, Layout, Pool, Sites
+
+JOINING = "joining"
+REMOVING = "removing"
+DETACHING = "detaching"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a new image should look; None: like the parent's (the root's: RBD's default)."""
+
+    size_bytes: int | None = None
+    layout: Layout | None = None
+    data_pool: str | None = None
+    history: bool = False
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _ref(pool: Pool, node_id: str, name: str, image: str) -> NodeRef:
+    return NodeRef(node_id, name, pool.site, pool.fsid, pool.name, pool.namespace, image)
+
+
+def _no_owner(forest: Forest, pool: Pool, spec: ImageSpec, image_id: str | None) -> None:
+    """Refuses an image that some node of some tree has already."""
+    for tree in forest.trees:
+        for member in tree.members.values():
+            ref = member.ref
+            place = (ref.fsid, ref.pool, ref.namespace, ref.image)
+            if place == (pool.fsid, pool.name, pool.namespace, spec.image):
+                raise errors.Exists(
+                    f"{spec} belongs to tree {tree.name} already, as its node {ref.name}",
+                    "Choose another image, or take that node away with 'rbdtree detach'.",
+                )
+    owner = image_id and pool.entries().get(marks.image_entry(image_id))
+    if owner and pool.read_document(object_name(owner)) is not None:
+        raise errors.Exists(f"{spec} belongs to a tree already, as node {owner}")
+    if owner:
+        # The node left without taking its entry along.
+        pool.remove_entry(marks.image_entry(str(image_id)))
+
+
+def init(sites: Sites, forest: Forest, tree_name: str, node_name: str, spec: ImageSpec, wish: Wish) -> NodeDocument:
+    """Makes a root of an image that is there (nothing is copied), or of a new one with ``wish.size_bytes``."""
+    pool = sites.cluster(spec.site).pool(spec.pool, spec.namespace)
+    image_id = pool.image_id(spec.image)
+    resumed = _resumed_root(forest, tree_name, node_name, pool, spec)
+    if resumed is None:
+        _no_owner(forest, pool, spec, image_id)
+        if image_id is None and wish.size_bytes is None:
+            raise errors.NotFound(f"there is no image {spec}", "Give --size to make it.")
+        if image_id is not None and wish.size_bytes is not None:
+            raise errors.Exists(f"image {spec} exists", "Leave out --size to make a tree of it as it is.")
+        ref = _ref(pool, _new_id(), node_name, spec.image)
+        resumed = NodeDocument(_new_id(), tree_name, Kind.ROOT, ref, image_id or "", ref, phase=JOINING)
+        _register(pool, resumed)
+    node = Node(pool, resumed.ref.node_id, resumed.full_name)
+
+    def make() -> str:
+        return pool.image_id(spec.image) or pool.create_image(
+            spec.image, wish.size_bytes or 0, wish.layout or Layout(), wish.data_pool
+        )
+
+    document = _take_image(node, resumed, make)
+    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+
+
+def _resumed_root(
+    forest: Forest, tree_name: str, node_name: str, pool: Pool, spec: ImageSpec
+) -> NodeDocument | None:
+    """The root that an interrupted ``init`` left; ``Exists`` for a finished one."""
+    for tree in forest.trees:
+        if tree.name != tree_name:
+            continue
+        root = tree.root
+        document = root.document if root else None
+        if document and document.phase == JOINING:
+            here = (document.ref.fsid, document.ref.pool, document.ref.namespace, document.ref.image, document.name)
+            if here == (pool.fsid, pool.name, pool.namespace, spec.image, node_name):
+                return document
+        where = f": {root.ref.name} ({root.ref.image_spec})" if root else ""
+        raise errors.Exists(
+            f"tree {tree_name} has a root already{where}", f"Add nodes with 'rbdtree add {tree_name}/NAME'."
+        )
+    return None
+
+
+def _register(pool: Pool, document: NodeDocument) -> None:
+    pool.add_entry(marks.node_entry(document.ref.node_id), marks.entry_text(document))
+    Node(pool, document.ref.node_id).create(document)
+
+
+def _unregister(node: Node) -> None:
+    node.remove()
+    node.pool.remove_entry(marks.node_entry(node.node_id))
+
+
+def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> NodeDocument:
+    """The image becomes the node's; when it is another's after all, the node is undone."""
+    image_id = make()
+    try:
+        marks.mark_image(node.pool, image_id, document)
+    except errors.Exists:
+        _unregister(node)
+        raise
+    return replace(document, image_id=image_id)
+
+
+def add(
+    sites: Sites, forest: Forest, name: NodeName, parent_name: str, kind: Kind, spec: ImageSpec, wish: Wish
+) -> NodeDocument:
+    """A child of ``parent_name``: a mirror with an image of its own, or a clone of the nearest replica above."""
+    tree = forest.tree(name.tree)
+    if name.node == parent_name:
+        raise errors.UsageError(f"{name} cannot be its own parent: that would be a cycle")
+    parent_node, parent = document_of(tree.member(parent_name))
+    if parent.phase:
+        raise errors.Busy(f"{parent.full_name} is {parent.phase}", "Finish that first.")
+    pool = sites.cluster(spec.site).pool(spec.pool, spec.namespace)
+    document = _resumed_child(tree, name, parent, kind, pool, spec)
+    if document is None:
+        image_id = pool.image_id(spec.image)
+        _no_owner(forest, pool, spec, image_id)
+        if kind is Kind.CLONE:
+            _check_clone(parent, pool, spec, image_id)
+        elif image_id is not None:
+            _check_empty(pool, spec, image_id)
+        ref = _ref(pool, _new_id(), name.node, spec.image)
+        document = NodeDocument(
+            tree_id=parent.tree_id,
+            tree=parent.tree,
+            kind=kind,
+            ref=ref,
+            image_id=image_id or "",
+            replica=parent.replica if kind is Kind.CLONE else ref,
+            parent=parent.ref,
+            edge=_new_id(),
+            epoch=parent.epoch,
+            history=wish.history,
+            phase=JOINING,
+        )
+        _register(pool, document)
+    node = Node(pool, document.ref.node_id, document.full_name)
+    if kind is Kind.MIRROR:
+        replica = Node.at(sites, parent.replica)
+        document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
+    child = Child(document.edge, kind, document.ref, summary_of(document, None))
+    parent_node.update(ends.with_child(child))
+    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+
+
+def _resumed_child(
+    tree: Tree, name: NodeName, parent: NodeDocument, kind: Kind, pool: Pool, spec: ImageSpec
+) -> NodeDocument | None:
+    found = next((m for m in tree.members.values() if m.ref.name == name.node), None)
+    if found is None:
+        return None
+    document = found.document
+    if document and document.phase == JOINING and document.parent:
+        wanted = (parent.ref.node_id, kind, pool.fsid, pool.name, pool.namespace, spec.image)
+        ref = document.ref
+        if wanted == (document.parent.node_id, document.kind, ref.fsid, ref.pool, ref.namespace, ref.image):
+            return document
+    raise errors.Exists(
+        f"tree {tree.name} has a node {name.node} already ({found.kind}, {found.ref.image_spec})",
+        "Choose another name.",
+    )
+
+
+def _check_clone(parent: NodeDocument, pool: Pool, spec: ImageSpec, image_id: str | None) -> None:
+    if pool.fsid != parent.replica.fsid:
+        raise errors.UsageError(
+            f"{spec} is on another cluster than the nearest replica above it ({parent.replica.image_spec})",
+            "A clone lives beside what it is cloned from: use --kind mirror.",
+        )
+    if image_id is not None:
+        raise errors.Exists(f"image {spec} exists", "Name an image that is not there yet: the clone will be made.")
+
+
+def _check_empty(pool: Pool, spec: ImageSpec, image_id: str) -> None:
+    image = pool.open(image_id)
+    try:
+        holds = _what_it_holds(image)
+        used = image.watchers()
+    finally:
+        image.close()
+    if holds:
+        raise errors.NotEmpty(
+            f"image {spec} exists and holds {holds}", "Name an image that is not there, or an empty one."
+        )
+    if used:
+        raise errors.Busy(f"image {spec} is in use by {', '.join(used)}", "Unmap it first.")
+
+
+def _what_it_holds(image: Image) -> str:
+    snapshots = image.snapshots()
+    if snapshots:
+        return f"snapshots ({snapshots[0].name})"
+    if image.ancestor():
+        return "a parent: it is a clone"
+    data = delta.coarse(image, None, None)
+    return f"{data.total} bytes of objects" if data else ""
+
+
+def _make_mirror(replica: Node, pool: Pool, spec: ImageSpec, wish: Wish) -> str:
+    found = pool.image_id(spec.image)
+    if found is not None:
+        return found
+    layout = wish.layout
+    if layout is None:
+        source = replica.pool.open(replica.read().image_id)
+        layout = source.layout
+        source.close()
+    return pool.create_image(spec.image, 0, layout, wish.data_pool)
+
+
+def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float) -> str:
+    """Takes a node out of its tree; returns in a sentence what became of its image.
+
+    ``keep``: the image stays as an ordinary one; otherwise it goes to the RBD trash for ``expiry_seconds``.
+    """
+    node, document = document_of(member)
+    if document.kind is Kind.ROOT and not keep:
+        raise errors.UsageError(
+            f"{document.full_name} is the root: its image is not ours to throw away",
+            f"End the tree with 'rbdtree detach {document.full_name}'; the image stays.",
+        )
+    children = sorted({c.ref.name for c in document.children} | {c.ref.name for c in tree.children(node.node_id)})
+    if children:
+        raise errors.NotEmpty(
+            f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
+        )
+    with Claim(node, "detach" if keep else "remove") as claim:
+        document = node.update(
+            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
+        )
+        if keep and document.intent and document.kind is Kind.MIRROR:
+            node.update(lambda d: replace(d, phase=""), claim.cookie)
+            raise errors.Busy(
+                f"{document.full_name} is in the middle of generation {document.intent.target}",
+                f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
+                f"{document.full_name}' first.",
+            )
+        said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
+        if document.parent is not None:
+            forget_upstream(sites, document.parent, document.replica, document.edge)
+    _unregister(node)
+    return said
+
+
+def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str) -> None:
+    """Every mark of an edge off its parent and off the replica above."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        children = tuple(c for c in document.children if c.edge != edge)
+        return replace(document.without_holds(edge), children=children)
+
+    with suppress(errors.NotFound):
+        above = Node.at(sites, parent)
+        document = above.update(change)
+        for ref in {document.replica, replica}:
+            if ref.node_id != parent.node_id:
+                with suppress(errors.NotFound):
+                    Node.at(sites, ref).update(change)
+
+
+def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_seconds: float) -> str:
+    pool, spec, image_id = node.pool, document.ref.image_spec, document.image_id
+    if not image_id:
+        return f"{document.full_name} had no image yet"
+    gone = ends.find_gone(node, document)
+    if gone:
+        if any(entry.image_id == image_id for entry in pool.trashed()):
+            marks.unmark_image(pool, image_id)
+            return f"the image {spec} was in the trash already"
+        pool.remove_entry(marks.image_entry(image_id))
+        return f"the image {spec} (id {image_id}) was gone; whatever has its name now was left alone"
+    # A half-written head is of no use without the generation below it.
+    torn = document.intent is not None and document.kind is Kind.MIRROR and not keep
+    if not torn:
+        _remove_snapshots(pool, document)
+    marks.unmark_image(pool, image_id)
+    if keep:
+        return f"{spec} is an ordinary image now"
+    pool.trash(image_id, document.ref.image, expiry_seconds)
+    return f"{spec} is in the trash for {expiry_seconds:g} s ('rbd trash restore {image_id}' brings it back)"
+
+
+def _remove_snapshots(pool: Pool, document: NodeDocument) -> None:
+    if document.kind is Kind.CLONE:
+        return
+    image = pool.open(document.image_id, read_only=False)
+    try:
+        for snapshot in image.snapshots():
+            named = parse_snapshot_name(snapshot.name)
+            if named and named[0] == document.tree_id[:8]:
+                image.remove_snapshot(snapshot.name)
+    finally:
+        image.close()

@@ -1,0 +1,325 @@
+"""An edge to a mirror at work: what is at its ends, and its steps carried out.
+
+Needs the clusters of these two ends only. Copying itself is ``engine.copy``'s, deciding ``plan.edge``'s.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from rbdtree import errors
+from rbdtree.engine import delta, ends, sample
+from rbdtree.engine.claim import Claim, worker_name
+from rbdtree.engine.copy import Target
+from rbdtree.engine.node import Node, cluster_of
+from rbdtree.model.document import Intent, NodeDocument
+from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.position import Generation, Position, snapshot_name
+from rbdtree.plan import step as steps
+from rbdtree.plan.edge import MirrorState, Pending
+from rbdtree.ports import Image, Reporter, Sites
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """What a shared copy needs to know of one edge. Edges of equal ``key`` can share one read of ``planned(start)``."""
+
+    key: tuple[str, str]
+    source: Image
+    planned: Callable[[int], Iterable[list[Pair]]]
+    target: Target
+    start: int = 0
+    compare: bool = False
+
+
+class MirrorEdge:
+    """An edge to a mirror, under the child's claim; without a claim it only observes. Close it after use."""
+
+    def __init__(
+        self, sites: Sites, child: Node, claim: Claim | None, reporter: Reporter, now: Callable[[], float] = time.time
+    ) -> None:
+        self.child = child
+        self._claim = claim
+        self._reporter = reporter
+        self._now = now
+        self.document = child.read()
+        self.name = self.document.full_name
+        self.upstream = ends.source_node(sites, self.document)
+        self._cluster = cluster_of(sites, self.document.ref)
+        self._head: Image | None = None
+        self._source: tuple[Position | None, Image] | None = None
+        self._above: NodeDocument | None = None
+
+    def close(self) -> None:
+        """Closes the images, and says in the document that this worker left in good order."""
+        for image in (self._head, self._source and self._source[1]):
+            if image is not None:
+                with suppress(errors.Error):
+                    image.close()
+        self._head, self._source = None, None
+        if self._claim:
+            with suppress(errors.Error):
+                self.child.update(self._goodbye, self._claim.cookie)
+
+    def _goodbye(self, document: NodeDocument) -> NodeDocument:
+        if document.intent is None or document.intent.client != self._cluster.address():
+            return document
+        return replace(document, intent=replace(document.intent, client=""))
+
+    # -- observe
+
+    def observe(self) -> MirrorState:
+        """Both ends, read at the same time. Fences a predecessor that may still be alive."""
+        self.document = self.child.read()
+        gone = None if self._head else ends.find_gone(self.child, self.document)
+        if gone:
+            return MirrorState(self.name, gone.image, (), gone=gone)
+        with ThreadPoolExecutor(1) as threads:
+            above = threads.submit(self._observe_upstream)
+            head = self._open_head()
+            mine = ends.present(self.document, head)
+            newest = mine[-1] if mine else None
+            intent = self.document.intent
+            changed = Extents() if intent else ends.head_changes(head, self.document, newest)
+            self._above, upstream = above.result()
+        downstream = {g.position for g in mine}
+        if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
+            downstream.add(intent.target)
+        return MirrorState(
+            node=self.name,
+            image=self.document.ref.image_spec,
+            upstream=tuple(g.position for g in upstream),
+            downstream=tuple(sorted(downstream)),
+            lost=tuple(g.position for g in self.document.generations if g not in mine),
+            pending=Pending(intent.since, intent.target) if intent else None,
+            held=ends.held_by(self._above, self.document.edge),
+            changed=changed,
+            head_bytes=head.size(),
+            expected_bytes=newest.size_bytes if newest else 0,
+            history=self.document.history,
+        )
+
+    def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...]]:
+        document = self.upstream.read()
+        try:
+            image = self._open_source(document, document.newest and document.newest.position)
+        except errors.NotFound:
+            image = self._open_source(document, None)
+        return document, ends.present(document, image)
+
+    def _snapshot(self, position: Position) -> str:
+        return snapshot_name(self.document.tree_id, position)
+
+    def _open_source(self, document: NodeDocument, position: Position | None) -> Image:
+        """The upstream replica at a generation (None: its head); kept open until another generation is asked for."""
+        if self._source is None or self._source[0] != position:
+            opened = self.upstream.pool.open(document.image_id, self._snapshot(position) if position else None)
+            if self._source:
+                self._source[1].close()
+            self._source = (position, opened)
+        return self._source[1]
+
+    def _open_head(self) -> Image:
+        if self._head is None:
+            intent = self.document.intent
+            if self._claim and intent and intent.client not in ("", self._cluster.address()):
+                self._fence(intent)
+            self._head = self.child.pool.open(self.document.image_id, read_only=self._claim is None)
+        return self._head
+
+    def _fence(self, intent: Intent) -> None:
+        """A worker that held the claim before us and did not say goodbye may come back and write."""
+        self._reporter.note(self.name, f"takes over from {intent.worker}, which left at {intent.done_bytes} bytes")
+        image = self.child.pool.open(self.document.image_id)
+        try:
+            if image.lock_owner() == intent.client:
+                image.break_lock(intent.client)
+            else:
+                self._cluster.fence(intent.client)
+        finally:
+            image.close()
+
+    # -- apply
+
+    def apply(self, step: steps.Step) -> CopyRequest | None:
+        """Carries out one step; a copy is handed back as a request, to be shared with siblings."""
+        self._check()
+        self._reporter.step(self.name, str(step))
+        match step:
+            case steps.Hold(position):
+                self._above = self.upstream.update(ends.hold(self.document, position))
+            case steps.Intend(since, target):
+                self._intend(since, target)
+            case steps.Copy(since, target):
+                return self._copy(since, target)
+            case steps.RollBack(target):
+                return self._roll_back(target)
+            case steps.Seal(position):
+                self._seal(position)
+            case steps.Settle(position):
+                self._settle(position)
+            case steps.Abandon():
+                self._update(lambda d: replace(d, intent=None))
+            case steps.Forget(position):
+                self._update(lambda d: replace(d, generations=_without(d.generations, position)))
+            case steps.Release(position):
+                self._above = self.upstream.update(ends.release(self.document, position))
+            case _:
+                raise errors.Bug(f"{step} is not a step of a mirror")
+        return None
+
+    def _check(self) -> None:
+        if self._claim is None:
+            raise errors.Bug(f"{self.name}: a step without a claim")
+        self._claim.check()
+
+    def _update(self, change: Callable[[NodeDocument], NodeDocument]) -> None:
+        self.document = self.child.update(change, self._claim and self._claim.cookie)
+
+    def _upstream_document(self) -> NodeDocument:
+        if self._above is None:
+            self._above = self.upstream.read()
+        return self._above
+
+    def _intend(self, since: Position | None, target: Position) -> None:
+        generation = self._upstream_document().generation(target) or self.document.generation(target)
+        if generation is None and target.sequence:
+            raise errors.Changed(f"generation {target} left {self.upstream.name}")
+        intent = Intent(
+            target=target,
+            since=since,
+            size_bytes=generation.size_bytes if generation else 0,
+            started=self._now(),
+            worker=worker_name(),
+            client=self._cluster.address(),
+        )
+        self._update(lambda d: replace(d, intent=intent))
+
+    def _intent(self) -> Intent:
+        intent = self.document.intent
+        if intent is None:
+            raise errors.Bug(f"{self.name}: a copy without an intent")
+        if intent.client != self._cluster.address():
+            mine = replace(intent, client=self._cluster.address(), worker=worker_name())
+            self._update(lambda d: replace(d, intent=mine))
+            return mine
+        return intent
+
+    def _copy(self, since: Position | None, target: Position) -> CopyRequest:
+        head, intent = self._open_head(), self._intent()
+        source = self._open_source(self._upstream_document(), target)
+        first, last = self._snapshot(since) if since else None, self._snapshot(target)
+        compare = bool(self.document.distrust)
+        size = source.size()
+        if intent.done_bytes and first:
+            self._check_resumed(head, source, first, last)
+        if head.size() != size:
+            head.resize(size)
+        # What exists in the head exists in its last generation, or was written by this very delta.
+        existing = delta.coarse(head, None, None)
+
+        def planned(start: int) -> Iterable[list[Pair]]:
+            if compare:
+                return [list(delta.coarse(source, None, last).union(existing).clip(start, size))]
+            return delta.changes(source, first, last, start)
+
+        return CopyRequest(
+            key=(self.upstream.node_id, f"{since} {target} {compare}"),
+            source=source,
+            planned=planned,
+            target=Target(self.name, head, Extents.of([(0, size)]) if compare else existing),
+            start=intent.done_bytes,
+            compare=compare,
+        )
+
+    def _check_resumed(self, head: Image, source: Image, since: str, until: str) -> None:
+        """A half-written head may differ from its base only where the delta does."""
+        if not (head.fast_diff() and source.fast_diff()):
+            return
+        unit = max(head.layout.object_bytes, source.layout.object_bytes)
+        rough = delta.coarse(source, since, until)
+        around = Extents.of((at - at % unit, n + at % unit + unit) for at, n in rough)
+        sizes = [s.size_bytes for s in source.snapshots() if s.name in (since, until)]
+        foreign = delta.coarse(head, since, None).clip(0, min([*sizes, head.size()])).subtract(around)
+        if foreign:
+            raise errors.Diverged(
+                f"{self.name} has diverged: while a delta was half applied, somebody else wrote "
+                f"{foreign.total} bytes from {foreign.pairs[0][0]} on",
+                f"Stop whoever writes to it; then run 'rbdtree rollback {self.name}'.",
+            )
+
+    def _roll_back(self, target: Position) -> CopyRequest | None:
+        head = self._open_head()
+        self._intent()
+        if not target.sequence:
+            head.resize(0)
+            return None
+        source = self.child.pool.open(self.document.image_id, self._snapshot(target))
+        smaller, larger = sorted((head.size(), source.size()))
+        changed = delta.collect(head, self._snapshot(target), None)
+        changed = changed.union(Extents.of([(smaller, larger - smaller)])).clip(0, source.size())
+        head.resize(source.size())
+        if self._source:
+            self._source[1].close()
+        self._source = (None, source)
+        return CopyRequest(
+            key=(self.child.node_id, f"rollback {target}"),
+            source=source,
+            planned=lambda _: [list(changed)],
+            target=Target(self.name, head, Extents.of([(0, source.size())])),
+        )
+
+    def record(self, done_bytes: int) -> None:
+        """How far the copy is, for whoever resumes it."""
+
+        def change(document: NodeDocument) -> NodeDocument:
+            intent = document.intent
+            if intent is None or intent.since == intent.target or intent.done_bytes >= done_bytes:
+                return document
+            return replace(document, intent=replace(intent, done_bytes=done_bytes))
+
+        self._update(change)
+
+    def _seal(self, position: Position) -> None:
+        head, intent = self._open_head(), self._intent()
+        source = self._open_source(self._upstream_document(), position)
+        if not self.document.distrust:
+            since = self._snapshot(intent.since) if intent.since else None
+            wrong = sample.first_difference(source, head, since, self._snapshot(position))
+            if wrong is not None:
+                self._distrust(f"unchanged bytes at {wrong} differ from {self.upstream.name} at {position}")
+        head.flush()
+        if head.size() != source.size():
+            raise errors.Diverged(
+                f"{self.name}: {self.document.ref.image_spec} was resized during the copy", "Run the sync again."
+            )
+        self._check()
+        with suppress(errors.Exists):
+            head.create_snapshot(self._snapshot(position))
+
+    def _distrust(self, seen: str) -> None:
+        self._update(lambda d: replace(d, distrust=seen, intent=d.intent and replace(d.intent, done_bytes=0)))
+        raise errors.Integrity(
+            f"{self.name}: {seen}",
+            f"Look with 'rbdtree verify {self.name}'; the next sync compares everything before it goes on.",
+        )
+
+    def _settle(self, position: Position) -> None:
+        snapshot = next(s for s in self._open_head().snapshots() if s.name == self._snapshot(position))
+        above = self._upstream_document().generation(position)
+        generation = Generation(
+            position,
+            snapshot.snapshot_id,
+            snapshot.size_bytes,
+            above.created if above else self._intent().started,
+            above.delta_bytes if above else None,
+        )
+        self._update(
+            lambda d: replace(d.with_generation(generation), intent=None, distrust="", epoch=position.epoch)
+        )
+
+
+def _without(generations: tuple[Generation, ...], position: Position) -> tuple[Generation, ...]:
+    return tuple(g for g in generations if g.position != position)

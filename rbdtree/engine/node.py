@@ -1,0 +1,88 @@
+"""A node's document as something to read and to change."""
+
+from collections.abc import Callable
+
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from rbdtree import errors
+from rbdtree.model.document import NodeDocument, NodeRef, decode, encode, object_name
+from rbdtree.ports import Cluster, Pool, Sites
+
+_ATTEMPTS = 30
+
+
+def cluster_of(sites: Sites, ref: NodeRef) -> Cluster:
+    """The cluster a document means: the site of that name if it is that cluster, else the one that is."""
+    if ref.site in sites.names():
+        cluster = sites.cluster(ref.site)
+        if cluster.fsid == ref.fsid:
+            return cluster
+    for name in sites.names():
+        try:
+            cluster = sites.cluster(name)
+        except errors.Error:
+            continue
+        if cluster.fsid == ref.fsid:
+            return cluster
+    raise errors.NotFound(
+        f"no configured site is the cluster {ref.fsid} on which {ref.name} lives (it was called {ref.site!r})",
+        "Add that site to the configuration.",
+    )
+
+
+def pool_of(sites: Sites, ref: NodeRef) -> Pool:
+    """The pool beside whose images the node's document lies."""
+    return cluster_of(sites, ref).pool(ref.pool, ref.namespace)
+
+
+class Node:
+    """One node: where its document is. Holds no copy of it."""
+
+    def __init__(self, pool: Pool, node_id: str, name: str = "") -> None:
+        self.pool = pool
+        self.node_id = node_id
+        self.name = name or node_id
+        self.object = object_name(node_id)
+
+    @classmethod
+    def at(cls, sites: Sites, ref: NodeRef) -> "Node":
+        return cls(pool_of(sites, ref), ref.node_id, ref.name)
+
+    def read(self) -> NodeDocument:
+        """Raises ``NotFound`` when there is no such node."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[int, NodeDocument]:
+        found = self.pool.read_document(self.object)
+        if found is None:
+            raise errors.NotFound(
+                f"node {self.name}: its document {self.pool.site}:{self.pool.name}/{self.object} is gone",
+                "List what is left with 'rbdtree marks'.",
+            )
+        revision, text = found
+        return revision, decode(text, f"{self.pool.site}:{self.pool.name}/{self.object}")
+
+    def create(self, document: NodeDocument) -> None:
+        """``Exists`` when the node is there already."""
+        self.pool.create_document(self.object, encode(document))
+
+    @retry(
+        retry=retry_if_exception_type(errors.Changed),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.005, max=0.2),
+        reraise=True,
+    )
+    def update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None = None) -> NodeDocument:
+        """Compare-and-swap until it holds. ``change`` may be called several times and returns what it was given when
+        there is nothing to change; ``claim`` is the cookie without which nothing is written (``Fenced``)."""
+        revision, document = self._read()
+        changed = change(document)
+        if changed != document:
+            self.pool.swap_document(self.object, revision, encode(changed), claim)
+        return changed
+
+    def remove(self) -> None:
+        """The document, whatever its revision; nothing when it is gone."""
+        found = self.pool.read_document(self.object)
+        if found is not None:
+            self.pool.remove_document(self.object, found[0])

@@ -1,0 +1,199 @@
+"""What ``status`` and ``log`` show: values with the figures of ``docs/json.md``, made from a tree as found."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rbdtree import errors
+from rbdtree.engine.claim import describe
+from rbdtree.engine.clone import CloneEdge
+from rbdtree.engine.forest import Member, Tree
+from rbdtree.engine.mirror import MirrorEdge
+from rbdtree.engine.sync import plan_of
+from rbdtree.model.document import Kind, NodeDocument, State, Summary
+from rbdtree.model.position import Position
+from rbdtree.plan.conflict import Conflict, InUse
+from rbdtree.plan.state import replica_state
+from rbdtree.ports import Silent, Sites
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node. Lags are against the root's newest generation; None where nobody can know."""
+
+    name: str
+    node_id: str
+    parent: str | None
+    kind: Kind
+    site: str
+    image: str
+    state: State
+    position: Position | None
+    size_bytes: int | None
+    lag_generations: int | None
+    lag_seconds: float | None
+    lag_bytes: int | None
+    doing: str = ""
+    problem: str = ""
+    generations: int = 0
+    intent: Position | None = None
+    intent_done_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeReport:
+    """One tree, nodes parents first."""
+
+    name: str
+    tree_id: str
+    size_bytes: int | None
+    position: Position
+    nodes: tuple[NodeReport, ...]
+
+    def children(self, parent: str | None) -> list[NodeReport]:
+        return [n for n in self.nodes if n.parent == parent]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One generation and who has it."""
+
+    position: Position
+    created: float
+    size_bytes: int
+    delta_bytes: int | None
+    nodes: tuple[str, ...]
+
+
+def report(sites: Sites, tree: Tree, *, check: bool = True) -> TreeReport:
+    """``check`` looks at the images too (diverged heads, missing images, what is in use), not at documents alone."""
+    ordered = _ordered(tree)
+    with ThreadPoolExecutor(8) as threads:
+        nodes = tuple(threads.map(lambda m: _node(sites, tree, m, check), ordered))
+    root = tree.root
+    size: int | None = None
+    if root and root.document and root.node:
+        try:
+            image = root.node.pool.open(root.document.image_id)
+            size = image.size()
+            image.close()
+        except errors.Error:
+            size = None
+    if size is None:
+        size = max((n.size_bytes or 0 for n in nodes), default=None)
+    return TreeReport(tree.name, tree.tree_id, size, tree.position, nodes)
+
+
+def _ordered(tree: Tree) -> list[Member]:
+    found: list[Member] = []
+
+    def walk(member: Member) -> None:
+        found.append(member)
+        for child in tree.children(member.ref.node_id):
+            walk(child)
+
+    for top in tree.tops():
+        walk(top)
+    return found
+
+
+def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
+    parent = tree.members.get(member.parent_id)
+    document = member.document
+    if document is None:
+        return _hearsay(tree, member, parent)
+    state, problem, doing = replica_state(document, tree.position), document.distrust, ""
+    if check and member.node:
+        try:
+            claimed = member.node.pool.claimed(member.node.object)
+            doing = describe(claimed) if claimed else ""
+            conflict = None if claimed else _conflict(sites, member, document)
+            if conflict:
+                problem = str(conflict.error())
+                state = state if isinstance(conflict, InUse) else State.DIVERGED
+        except errors.Error as error:
+            problem = str(error)
+    if document.phase:
+        problem = problem or f"{document.phase}: run the command again to finish"
+    generations, seconds, size = _lag(tree, document.newest and document.newest.position)
+    return NodeReport(
+        name=document.name,
+        node_id=document.ref.node_id,
+        parent=parent.ref.name if parent else None,
+        kind=document.kind,
+        site=document.ref.site,
+        image=document.ref.image_spec,
+        state=state,
+        position=document.newest and document.newest.position,
+        size_bytes=document.newest.size_bytes if document.newest else None,
+        lag_generations=0 if document.kind is Kind.ROOT else generations,
+        lag_seconds=0 if document.kind is Kind.ROOT else seconds,
+        lag_bytes=0 if document.kind is Kind.ROOT else size,
+        doing=doing,
+        problem=problem,
+        generations=len(document.generations),
+        intent=document.intent.target if document.intent else None,
+        intent_done_bytes=document.intent.done_bytes if document.intent else None,
+    )
+
+
+def _conflict(sites: Sites, member: Member, document: NodeDocument) -> Conflict | None:
+    if document.kind is Kind.ROOT or member.node is None or document.phase:
+        return None
+    edge = (MirrorEdge if document.kind is Kind.MIRROR else CloneEdge)(sites, member.node, None, Silent())
+    try:
+        plan = plan_of(edge.observe())
+    finally:
+        edge.close()
+    return None if isinstance(plan, tuple) else plan
+
+
+def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:
+    told: Summary | None = member.told.summary if member.told else None
+    position = told.position if told else None
+    generations, seconds, size = _lag(tree, position) if told else (None, None, None)
+    return NodeReport(
+        name=member.ref.name,
+        node_id=member.ref.node_id,
+        parent=parent.ref.name if parent else None,
+        kind=member.kind,
+        site=member.ref.site,
+        image=member.ref.image_spec,
+        state=State.UNREACHABLE,
+        position=position,
+        size_bytes=told.size_bytes if told else None,
+        lag_generations=generations,
+        lag_seconds=seconds,
+        lag_bytes=size,
+        problem=member.problem,
+    )
+
+
+def _lag(tree: Tree, position: Position | None) -> tuple[int | None, float | None, int | None]:
+    """(generations, seconds, bytes) that a node at ``position`` is behind the root."""
+    root = tree.root
+    if root is None or root.document is None:
+        return None, None, None
+    line = root.document.generations
+    missing = [g for g in line if position is None or g.position > position]
+    if not missing:
+        return 0, 0.0, 0
+    have = root.document.generation(position) if position else None
+    seconds = round(line[-1].created - have.created, 3) if have else None
+    return len(missing), seconds, sum(g.delta_bytes or 0 for g in missing)
+
+
+def log(tree: Tree, node: str = "") -> list[LogEntry]:
+    """Newest first; of one node, or of everything that any node has."""
+    holders: dict[Position, list[str]] = {}
+    best: dict[Position, LogEntry] = {}
+    members = [tree.member(node)] if node else [m for m in _ordered(tree)]
+    for member in _ordered(tree):
+        for g in member.document.generations if member.document else ():
+            holders.setdefault(g.position, []).append(member.ref.name)
+    for member in members:
+        for g in member.document.generations if member.document else ():
+            if g.position not in best:
+                best[g.position] = LogEntry(
+                    g.position, g.created, g.size_bytes, g.delta_bytes, tuple(holders[g.position])
+                )
+    return [best[position] for position in sorted(best, reverse=True)]

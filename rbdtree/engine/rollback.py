@@ -1,0 +1,62 @@
+"""Give up what somebody wrote into a replica, keeping it: a snapshot first, then back to the newest generation."""
+
+import threading
+import time
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine import copy as copying
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.desk import Desk
+from rbdtree.engine.mirror import MirrorEdge
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Kind, NodeDocument
+from rbdtree.model.position import START
+from rbdtree.plan.step import Abandon, Intend, RollBack
+from rbdtree.ports import Reporter, Sites
+
+
+def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: float) -> str:
+    """Returns in a sentence what was kept and where."""
+    document = node.read()
+    if document.kind is Kind.ROOT:
+        raise errors.UsageError(
+            f"{document.full_name} is the root: what is written there is the volume",
+            "Use 'rbd snap rollback' if that is what you want, then 'rbdtree cut'.",
+        )
+    with Claim(node, "rollback") as claim:
+        if document.kind is Kind.CLONE:
+            return _renew_clone(node, node.read(), claim, expiry_seconds)
+        edge = MirrorEdge(sites, node, claim, reporter)
+        try:
+            state = edge.observe()
+            if state.gone:
+                raise state.gone.error()
+            target = max(state.downstream, default=START)
+            kept = f"rbdtree-diverged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            image = node.pool.open(edge.document.image_id, read_only=False)
+            try:
+                image.create_snapshot(kept)
+            finally:
+                image.close()
+            desk = Desk(1, reporter, threading.Event(), copying.WINDOW)
+            for step in (Intend(target, target), RollBack(target), Abandon()):
+                request = edge.apply(step)
+                if request:
+                    desk.copy(request, claim.check, edge.record)
+            return f"{edge.name} is back at {target}; what it held before is in its snapshot {kept}"
+        finally:
+            edge.close()
+
+
+def _renew_clone(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> str:
+    """The changed clone goes to the trash; the next sync makes a new one."""
+    if not document.image_id or node.pool.image_id(document.ref.image) != document.image_id:
+        return f"{document.full_name} has no image to roll back; 'rbdtree sync' makes one"
+    node.pool.trash(document.image_id, document.ref.image, expiry_seconds)
+    node.update(lambda d: replace(d, image_id="", generations=(), intent=None), claim.cookie)
+    return (
+        f"{document.ref.image_spec} is in the trash for {expiry_seconds:g} s ('rbd trash restore {document.image_id}' "
+        "brings it back); the next sync makes a new clone"
+    )
+

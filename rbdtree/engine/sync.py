@@ -1,0 +1,195 @@
+"""Bring nodes to the newest generation: parents first, siblings side by side, equal deltas read once.
+
+One thread an edge: observe, plan, apply, until planning yields nothing; then its children. One bad edge stops nobody
+else.
+"""
+
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from rbdtree import errors
+from rbdtree.engine import copy as copying
+from rbdtree.engine import ends
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.clone import CloneEdge
+from rbdtree.engine.desk import Desk
+from rbdtree.engine.forest import Member, Tree, document_of
+from rbdtree.engine.mirror import CopyRequest, MirrorEdge
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Kind, NodeDocument
+from rbdtree.plan import step as steps
+from rbdtree.plan.conflict import Conflict
+from rbdtree.plan.edge import CloneState, MirrorState, plan_clone, plan_mirror
+from rbdtree.ports import Reporter, Silent, Sites
+
+_ROUNDS = 50
+_DESKS = 2
+"""Copies with a full window at a time; more of them share it."""
+
+
+@dataclass
+class Outcome:
+    """What became of one node."""
+
+    node: str
+    changed: bool = False
+    written_bytes: int = 0
+    seconds: float = 0.0
+    error: errors.Error | None = None
+    steps: list[str] = field(default_factory=list)
+
+
+def plan_of(state: MirrorState | CloneState) -> steps.Plan | Conflict:
+    """The plan for whichever kind of edge."""
+    return plan_mirror(state) if isinstance(state, MirrorState) else plan_clone(state)
+
+
+class Sync:
+    """One run over a tree (``only``: the names of the nodes to bring on, None: all)."""
+
+    def __init__(
+        self,
+        sites: Sites,
+        reporter: Reporter | None = None,
+        *,
+        only: frozenset[str] | None = None,
+        dry_run: bool = False,
+        expiry_seconds: float = 0,
+        window: int = copying.WINDOW,
+    ) -> None:
+        self.stop = threading.Event()
+        self._sites = sites
+        self._reporter = reporter or Silent()
+        self._only = only
+        self._dry_run = dry_run
+        self._expiry_seconds = expiry_seconds
+        self._window = window
+        self._guard = threading.Lock()
+        self.outcomes: dict[str, Outcome] = {}
+
+    def run(self, tree: Tree) -> list[Outcome]:
+        """Returns one outcome a node, in the order in which they ended. Raises nothing of a single edge's."""
+        for top in tree.tops():
+            self._below(tree, top)
+        return list(self.outcomes.values())
+
+    def _below(self, tree: Tree, parent: Member) -> None:
+        """The children of a node, each with all below it."""
+        wanted = [c for c in tree.children(parent.ref.node_id) if self._only is None or c.ref.name in self._only]
+        if not wanted:
+            return
+        desk = Desk(sum(c.kind is Kind.MIRROR for c in wanted), self._reporter, self.stop, self._window // _DESKS)
+        threads = [
+            threading.Thread(target=self._edge, args=(tree, child, desk), name=f"sync-{child.ref.name}", daemon=True)
+            for child in wanted
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                # In small sips: a signal must reach the main thread.
+                thread.join(0.2)
+
+    def _edge(self, tree: Tree, child: Member, desk: Desk) -> None:
+        outcome = Outcome(f"{tree.name}/{child.ref.name}")
+        began = time.monotonic()
+        try:
+            node, document = document_of(child)
+            if document.kind is Kind.MIRROR:
+                try:
+                    self._mirror(node, desk, outcome)
+                finally:
+                    desk.leave()
+            else:
+                self._clone(node, outcome)
+        except errors.Error as error:
+            outcome.error = self._explain(child, error)
+        except Exception as error:  # noqa: BLE001 - a defect in one edge must not stop its siblings
+            outcome.error = errors.Bug(f"{outcome.node}: {type(error).__name__}: {error}")
+            outcome.error.__cause__ = error
+        outcome.seconds = time.monotonic() - began
+        with self._guard:
+            self.outcomes[outcome.node] = outcome
+        self._reporter.finished(outcome.node, str(outcome.error) if outcome.error else "")
+        if not self.stop.is_set():
+            self._below(tree, child)
+            if child.document and not self._dry_run:
+                self._summarise(child.document)
+
+    def _explain(self, child: Member, error: errors.Error) -> errors.Error:
+        """A write that timed out because a pool is full is no dead cluster."""
+        if isinstance(error, errors.Unreachable) and child.node is not None:
+            try:
+                full = child.node.pool.full()
+            except errors.Error:
+                full = None
+            if full:
+                return errors.NoSpace(
+                    f"{child.ref.name}: {full}",
+                    "Free space or raise the quota, then sync again: the delta goes on where it stopped.",
+                )
+        return error
+
+    def _summarise(self, document: NodeDocument) -> None:
+        """What the parent tells of this node and all below it; a parent out of reach hears it another time."""
+        try:
+            if document.parent is not None:
+                fresh = Node.at(self._sites, document.ref).read()
+                Node.at(self._sites, document.parent).update(ends.with_summary(fresh))
+        except errors.Error as error:
+            self._reporter.note(document.full_name, f"its parent was not told: {error}")
+
+    def _mirror(self, node: Node, desk: Desk, outcome: Outcome) -> None:
+        with self._claimed(node) as claim:
+            edge = MirrorEdge(self._sites, node, claim, self._reporter)
+            try:
+                self._rounds(edge, outcome, desk, claim)
+            finally:
+                edge.close()
+
+    def _clone(self, node: Node, outcome: Outcome) -> None:
+        with self._claimed(node) as claim:
+            self._rounds(
+                CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds), outcome, None, claim
+            )
+
+    def _claimed(self, node: Node) -> "Claim | nullcontext[None]":
+        return nullcontext() if self._dry_run else Claim(node, "sync")
+
+    def _rounds(
+        self, edge: MirrorEdge | CloneEdge, outcome: Outcome, desk: Desk | None, claim: Claim | None
+    ) -> None:
+        for _ in range(_ROUNDS):
+            if not self._round(edge, outcome, desk, claim):
+                return
+        raise errors.Bug(f"{outcome.node}: planning does not come to an end")
+
+    def _round(
+        self,
+        edge: MirrorEdge | CloneEdge,
+        outcome: Outcome,
+        desk: Desk | None,
+        claim: Claim | None,
+    ) -> bool:
+        """Plans and carries it out; False when there was nothing to do."""
+        plan = plan_of(edge.observe())
+        if not isinstance(plan, tuple):
+            raise plan.error()
+        outcome.steps += [str(step) for step in plan]
+        if not plan or claim is None:
+            return False
+        try:
+            for step in plan:
+                if self.stop.is_set():
+                    raise errors.Interrupted("interrupted", "Run the sync again: it goes on where it stopped.")
+                request = edge.apply(step)
+                if isinstance(request, CopyRequest) and desk and isinstance(edge, MirrorEdge):
+                    desk.copy(request, claim.check, edge.record)
+                    outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
+                outcome.changed = True
+        except errors.Changed as error:
+            # Something moved while we worked: look again and plan anew.
+            self._reporter.note(outcome.node, str(error))
+        return True

@@ -1,0 +1,198 @@
+"""Are two nodes equal at a generation? Checksums by the OSDs first, reading only where these cannot tell.
+
+An OSD's checksum covers one object of one image, so it tells something only when both images are cut alike; objects that
+one side does not have (holes, a clone's parent), and objects whose checksums differ (a hole at the end may or may not be
+part of an object), are read.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from rbdtree import errors
+from rbdtree.engine import delta, ends
+from rbdtree.engine.forest import Member, Tree, document_of
+from rbdtree.engine.node import Node
+from rbdtree.engine.zeroes import differing
+from rbdtree.model.document import Kind, NodeDocument
+from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.position import Position, snapshot_name
+from rbdtree.ports import Image, Reporter, Sites
+
+_BATCH = 512
+_READERS = 8
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One object (of the verified node's image) with the extents in it that differ, bytes of the volume."""
+
+    object_number: int
+    extents: tuple[Pair, ...]
+
+
+@dataclass
+class Verdict:
+    """What comparing a node with another found. Equal when there are no differences and no error.
+
+    ``checksummed_bytes`` were compared by the OSDs, ``read_bytes`` by reading both sides, ``structural`` says when a clone
+    was found to stand on the compared snapshot without data of its own.
+    """
+
+    node: str
+    against: str
+    position: Position | None = None
+    differences: list[Difference] = field(default_factory=list)
+    checksummed_bytes: int = 0
+    read_bytes: int = 0
+    structural: bool = False
+    error: errors.Error | None = None
+
+    @property
+    def equal(self) -> bool:
+        return not self.differences and self.error is None
+
+
+def _common(mine: NodeDocument, theirs: NodeDocument, at: Position | None) -> Position:
+    both = {g.position for g in mine.generations} & {g.position for g in theirs.generations}
+    if at is not None:
+        if at not in both:
+            raise errors.NotFound(
+                f"generation {at} is not at both {mine.full_name} and {theirs.full_name}",
+                "See 'rbdtree log' for who has which.",
+            )
+        return at
+    if not both:
+        raise errors.NotFound(
+            f"{mine.full_name} and {theirs.full_name} have no generation in common yet", "Run 'rbdtree sync' first."
+        )
+    return max(both)
+
+
+def verify(sites: Sites, tree: Tree, member: Member, against: Member, at: Position | None, reporter: Reporter) -> Verdict:
+    """Compares one node with another (its parent, or the root), at ``at`` or their newest common generation."""
+    verdict = Verdict(f"{tree.name}/{member.ref.name}", f"{tree.name}/{against.ref.name}")
+    try:
+        node, document = document_of(member)
+        other, theirs = document_of(against)
+        if theirs.kind is Kind.CLONE:
+            other = Node.at(sites, theirs.replica)
+            theirs = other.read()
+        verdict.position = _common(document, theirs, at)
+        name = snapshot_name(document.tree_id, verdict.position)
+        source = _open(other, theirs, name)
+        try:
+            _against(node, document, source, name, theirs, verdict, reporter)
+        finally:
+            source.close()
+    except errors.Error as error:
+        verdict.error = error
+    reporter.finished(verdict.node, "" if verdict.equal else "differs")
+    return verdict
+
+
+def _open(node: Node, document: NodeDocument, snapshot: str | None) -> Image:
+    try:
+        return node.pool.open(document.image_id, snapshot)
+    except errors.NotFound as error:
+        gone = ends.find_gone(node, document)
+        if gone:
+            raise gone.error() from error
+        raise errors.Diverged(
+            f"{document.full_name}: snapshot {snapshot} of {document.ref.image_spec} was removed by hand",
+            f"Run 'rbdtree sync {document.full_name}': it goes back to the newest generation both ends have.",
+        ) from error
+
+
+def _against(
+    node: Node,
+    document: NodeDocument,
+    source: Image,
+    snapshot: str,
+    theirs: NodeDocument,
+    verdict: Verdict,
+    reporter: Reporter,
+) -> None:
+    clone = document.kind is Kind.CLONE
+    image = _open(node, document, None if clone else snapshot)
+    try:
+        if clone:
+            ancestor = image.ancestor()
+            right = ancestor is not None and ancestor.snapshot == snapshot and ancestor.overlap_bytes == source.size()
+            same = ancestor is not None and ancestor.image_id == theirs.image_id
+            if right and same and not image.own_data() and image.size() == source.size():
+                verdict.structural = True
+                return
+        compare(source, image, None if clone else snapshot, snapshot, verdict, reporter)
+    finally:
+        image.close()
+
+
+def compare(
+    source: Image, image: Image, mine: str | None, theirs: str, verdict: Verdict, reporter: Reporter
+) -> None:
+    """All bytes of the two; what differs goes into the verdict. ``mine``/``theirs``: the snapshots they are open at."""
+    if source.size() != image.size():
+        raise errors.Integrity(
+            f"{verdict.node} is {image.size()} bytes long at {verdict.position}, {verdict.against} {source.size()}"
+        )
+    size = source.size()
+    written = delta.coarse(source, None, theirs).union(delta.coarse(image, None, mine)).clip(0, size)
+    alike = source.layout == image.layout and source.layout.plain
+    done = 0
+    with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(2) as askers:
+        for batch in _batches(written, image.layout.object_bytes):
+            suspects = batch
+            if alike:
+                pair = [askers.submit(one.checksums, batch) for one in (source, image)]
+                suspects = _suspects(batch, pair[0].result(), pair[1].result(), source, image)
+                verdict.checksummed_bytes += (len(batch) - len(suspects)) * image.layout.object_bytes
+            ranges = [
+                (n * image.layout.object_bytes, min(size, (n + 1) * image.layout.object_bytes)) for n in suspects
+            ]
+            for (low, high), found in zip(ranges, readers.map(_reader(source, image), ranges), strict=True):
+                verdict.read_bytes += high - low
+                if found:
+                    verdict.differences.append(Difference(low // image.layout.object_bytes, tuple(found)))
+            done += len(batch) * image.layout.object_bytes
+            reporter.copying(verdict.node, done, written.total)
+
+
+def _suspects(
+    numbers: list[int], theirs: list[int | None], mine: list[int | None], source: Image, image: Image
+) -> list[int]:
+    layered = source.ancestor() is not None or image.ancestor() is not None
+    found = []
+    for number, a, b in zip(numbers, theirs, mine, strict=True):
+        if a != b or (a is None and layered):
+            found.append(number)
+    return found
+
+
+def _reader(source: Image, image: Image) -> Callable[[Pair], list[Pair]]:
+    def read(bounds: Pair) -> list[Pair]:
+        found: list[Pair] = []
+        low, high = bounds
+        for at in range(low, high, _PIECE):
+            length = min(_PIECE, high - at)
+            ours, others = image.read(at, length), source.read(at, length)
+            if ours != others:
+                found += [(at + start, end - start) for start, end in differing(ours, others)]
+        return list(Extents.of(found))
+
+    return read
+
+
+def _batches(extents: Extents, unit: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    last = -1
+    for offset, length in extents:
+        for number in range(max(last + 1, offset // unit), (offset + length - 1) // unit + 1):
+            batch.append(number)
+            last = number
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch

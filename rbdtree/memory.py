@@ -1,0 +1,511 @@
+"""``ports`` in memory, for property tests of plans and the engine; the conformance suite keeps it honest.
+
+It misbehaves where librbd does: a diff reports what was written rather than what changed, an object born after the start
+snapshot is reported whole, and the cheap diff overlooks what a shrink with a snapshot took away.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+from rbdtree import errors
+from rbdtree.model.extent import Extents
+from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Layout, ReadDone, Snapshot, Span, WriteDone
+from rbdtree.ports import Pool as PoolPort
+
+Objects = dict[int, bytes]
+Place = tuple[str, str]
+
+
+class _Change(NamedTuple):
+    at: int
+    offset: int
+    length: int
+    shrink: bool
+
+
+@dataclass
+class _Snapshot:
+    entry: Snapshot
+    objects: Objects
+    at: int
+
+
+@dataclass
+class _Volume:
+    """An image: its objects (always whole, absent where nothing was written), snapshots and history of changes."""
+
+    image_id: str
+    size: int
+    layout: Layout
+    parent: "tuple[Place, _Volume, _Snapshot] | None" = None
+    overlap: int = 0
+    objects: Objects = field(default_factory=dict)
+    snapshots: list[_Snapshot] = field(default_factory=list)
+    changes: list[_Change] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    watchers: set[str] = field(default_factory=set)
+    lock_owner: str | None = None
+
+
+@dataclass
+class _Place:
+    images: dict[str, _Volume] = field(default_factory=dict)
+    trash: dict[str, tuple[str, _Volume]] = field(default_factory=dict)
+    documents: dict[str, tuple[int, str]] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, tuple[str, str, float]] = field(default_factory=dict)
+    capacity: int | None = None
+
+
+class Storage:
+    """What a cluster keeps; every ``Cluster`` over it is one client."""
+
+    def __init__(self, fsid: str, places: list[Place], clock: Callable[[], float] = time.monotonic) -> None:
+        self.fsid = fsid
+        self.places = {place: _Place() for place in places}
+        self.clock = clock
+        self.numbers = itertools.count(1)
+        self.fenced: set[str] = set()
+        self.guard = threading.RLock()
+
+    def limit(self, pool: str, objects: int | None) -> None:
+        """A pool takes this many objects and no more."""
+        for (name, _), place in self.places.items():
+            if name == pool:
+                place.capacity = objects
+
+
+class Image:
+    """An open image or snapshot."""
+
+    def __init__(self, pool: "Pool", volume: _Volume, snapshot: str | None, read_only: bool) -> None:
+        self.image_id = volume.image_id
+        self.layout = volume.layout
+        self._pool = pool
+        self._storage = pool.storage
+        self._volume = volume
+        self._read_only = read_only or snapshot is not None
+        self._at = self._find(snapshot) if snapshot is not None else None
+        if not self._read_only:
+            volume.watchers.add(pool.address)
+
+    def _find(self, name: str) -> _Snapshot:
+        found = next((s for s in self._volume.snapshots if s.entry.name == name), None)
+        if found is None:
+            raise errors.NotFound(f"image {self.image_id} has no snapshot {name}")
+        return found
+
+    @property
+    def _objects(self) -> Objects:
+        return self._at.objects if self._at else self._volume.objects
+
+    def size(self) -> int:
+        return self._at.entry.size_bytes if self._at else self._volume.size
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        return tuple(s.entry for s in self._volume.snapshots)
+
+    def changed(self, since: str | None, offset: int, length: int, *, whole_object: bool) -> list[Span]:
+        with self._storage.guard:
+            found = self._changed(since, whole_object).clip(offset, min(offset + length, self.size()))
+            return [(at, n, at // self.layout.object_bytes in self._objects) for at, n in found]
+
+    def _changed(self, since: str | None, whole_object: bool) -> Extents:
+        unit = self.layout.object_bytes
+        if since is None:
+            whole = set(self._objects)
+            if self._volume.parent:
+                _, _, over = self._volume.parent
+                whole |= {n for n in over.objects if n * unit < self._volume.overlap}
+            return Extents.of((n * unit, unit) for n in whole)
+        start = self._find(since)
+        until = self._at.at if self._at else next(self._storage.numbers)
+        between = [
+            s.entry.size_bytes for s in self._volume.snapshots if start.at < s.at < until and whole_object
+        ]
+        pairs: list[tuple[int, int]] = []
+        for change in self._volume.changes:
+            if not start.at < change.at < until:
+                continue
+            if change.shrink and between and min(between) <= change.offset:
+                continue
+            first, last = change.offset // unit, (change.offset + change.length - 1) // unit
+            for number in range(first, last + 1):
+                low, high = number * unit, (number + 1) * unit
+                if not whole_object and number in start.objects:
+                    low, high = max(low, change.offset), min(high, change.offset + change.length)
+                if number in self._objects or number in start.objects:
+                    pairs.append((low, high - low))
+        return Extents.of(pairs)
+
+    def own_data(self) -> bool:
+        return bool(self._objects)
+
+    def ancestor(self) -> Ancestor | None:
+        if not self._volume.parent:
+            return None
+        (pool, namespace), volume, snapshot = self._volume.parent
+        return Ancestor(pool, namespace, volume.image_id, snapshot.entry.name, self._volume.overlap)
+
+    def _object(self, number: int) -> bytes:
+        unit = self.layout.object_bytes
+        found = self._objects.get(number)
+        if found is None and self._volume.parent and number * unit < self._volume.overlap:
+            _, parent, snapshot = self._volume.parent
+            found = snapshot.objects.get(number)
+            if found is not None:
+                found = found[: max(0, self._volume.overlap - number * unit)].ljust(unit, b"\0")
+            del parent
+        return found if found is not None else bytes(unit)
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._storage.guard:
+            self._alive()
+            if offset + length > self.size():
+                raise errors.CephError(f"read past the end of {self.image_id}")
+            unit = self.layout.object_bytes
+            first, last = offset // unit, (offset + length + unit - 1) // unit
+            whole = b"".join(self._object(number) for number in range(first, last))
+            return whole[offset - first * unit : offset - first * unit + length]
+
+    def submit_read(self, offset: int, length: int, done: ReadDone) -> None:
+        try:
+            data = self.read(offset, length)
+        except errors.Error as error:
+            done(error)
+        else:
+            done(data)
+
+    def submit_write(self, offset: int, data: bytes, done: WriteDone) -> None:
+        self._submit(done, offset, len(data), data)
+
+    def submit_zero(self, offset: int, length: int, done: WriteDone) -> None:
+        self._submit(done, offset, length, None)
+
+    def _submit(self, done: WriteDone, offset: int, length: int, data: bytes | None) -> None:
+        try:
+            self._write(offset, length, data)
+        except errors.Error as error:
+            done(error)
+        else:
+            done(None)
+
+    def _alive(self) -> None:
+        if self._pool.address in self._storage.fenced:
+            raise errors.Fenced("this client was fenced")
+
+    def _writable(self) -> None:
+        self._alive()
+        if self._read_only:
+            raise errors.Busy(f"image {self.image_id} is open read-only")
+        self._volume.lock_owner = self._pool.address
+
+    def _write(self, offset: int, length: int, data: bytes | None) -> None:
+        with self._storage.guard:
+            self._writable()
+            if offset + length > self._volume.size:
+                raise errors.CephError(f"write past the end of {self.image_id}")
+            unit = self.layout.object_bytes
+            for number in range(offset // unit, (offset + length + unit - 1) // unit):
+                low, high = max(offset, number * unit), min(offset + length, (number + 1) * unit)
+                self._write_object(number, low - number * unit, high - low, data and data[low - offset : high - offset])
+            self._volume.changes.append(_Change(next(self._storage.numbers), offset, length, False))
+
+    def _write_object(self, number: int, offset: int, length: int, data: bytes | None) -> None:
+        objects = self._volume.objects
+        unit = self.layout.object_bytes
+        if data is None and number not in objects and not self._volume.parent:
+            return
+        if data is None and length == unit and not self._volume.parent:
+            objects.pop(number, None)
+            return
+        limit = self._pool.place.capacity
+        used = sum(len(volume.objects) for volume in self._pool.place.images.values())
+        if number not in objects and limit is not None and used >= limit:
+            raise errors.NoSpace(f"pool {self._pool.name} is full")
+        old = self._object(number)
+        objects[number] = old[:offset] + (data or bytes(length)) + old[offset + length :]
+
+    def flush(self) -> None:
+        self._alive()
+
+    def resize(self, size: int) -> None:
+        with self._storage.guard:
+            self._writable()
+            volume, unit = self._volume, self.layout.object_bytes
+            if size < volume.size:
+                edge = size // unit
+                for number in [n for n in volume.objects if n >= edge]:
+                    kept = volume.objects.pop(number)[: max(0, size - number * unit)]
+                    if kept:
+                        volume.objects[number] = kept.ljust(unit, b"\0")
+                volume.overlap = min(volume.overlap, size)
+                volume.changes.append(_Change(next(self._storage.numbers), size, volume.size - size, True))
+            volume.size = size
+
+    def create_snapshot(self, name: str) -> Snapshot:
+        with self._storage.guard:
+            self._alive()
+            if any(s.entry.name == name for s in self._volume.snapshots):
+                raise errors.Exists(f"snapshot {name} exists")
+            at = next(self._storage.numbers)
+            entry = Snapshot(at, name, self._volume.size)
+            self._volume.snapshots.append(_Snapshot(entry, dict(self._volume.objects), at))
+            return entry
+
+    def remove_snapshot(self, name: str) -> None:
+        with self._storage.guard:
+            self._alive()
+            self._volume.snapshots.remove(self._find(name))
+
+    def metadata(self) -> dict[str, str]:
+        return dict(self._volume.metadata)
+
+    def set_metadata(self, key: str, value: str) -> None:
+        self._alive()
+        self._volume.metadata[key] = value
+
+    def remove_metadata(self, key: str) -> None:
+        self._alive()
+        self._volume.metadata.pop(key, None)
+
+    def fast_diff(self) -> bool:
+        return True
+
+    def watchers(self) -> list[str]:
+        return sorted(self._volume.watchers - {self._pool.address})
+
+    def lock_owner(self) -> str | None:
+        return self._volume.lock_owner
+
+    def break_lock(self, owner: str) -> None:
+        with self._storage.guard:
+            self._storage.fenced.add(owner)
+            self._volume.watchers.discard(owner)
+            self._volume.lock_owner = None
+
+    def checksums(self, objects: list[int]) -> list[int | None]:
+        found = (self._objects.get(number) for number in objects)
+        return [None if data is None else xxhash.xxh64_intdigest(data) for data in found]
+
+    def close(self) -> None:
+        if not self._read_only:
+            self._volume.watchers.discard(self._pool.address)
+            if self._volume.lock_owner == self._pool.address:
+                self._volume.lock_owner = None
+
+
+class Pool:
+    """One pool and namespace, seen by one client."""
+
+    def __init__(self, cluster: "Cluster", name: str, namespace: str, place: _Place) -> None:
+        self.site = cluster.site
+        self.fsid = cluster.fsid
+        self.name = name
+        self.namespace = namespace
+        self.storage = cluster.storage
+        self.address = cluster.address()
+        self.place = place
+
+    def images(self) -> list[ImageEntry]:
+        return [ImageEntry(volume.image_id, name) for name, volume in self.place.images.items()]
+
+    def image_id(self, name: str) -> str | None:
+        volume = self.place.images.get(name)
+        return volume.image_id if volume else None
+
+    def _volume(self, image_id: str) -> _Volume:
+        trashed = (volume for _, volume in self.place.trash.values())
+        for volume in (*self.place.images.values(), *trashed):
+            if volume.image_id == image_id:
+                return volume
+        raise errors.NotFound(f"no image with id {image_id}")
+
+    def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
+        del data_pool
+        with self.storage.guard:
+            if name in self.place.images:
+                raise errors.Exists(f"image {name} exists")
+            volume = self.place.images[name] = _Volume(f"{next(self.storage.numbers):x}", size, layout)
+            return volume.image_id
+
+    def open(self, image_id: str, snapshot: str | None = None, *, read_only: bool = True) -> Image:
+        return Image(self, self._volume(image_id), snapshot, read_only)
+
+    def clone(self, image_id: str, snapshot: str, into: PoolPort, name: str) -> str:
+        if not isinstance(into, Pool):
+            raise errors.Bug("a clone into a pool of another kind")
+        with self.storage.guard:
+            over = Image(self, self._volume(image_id), snapshot, True)
+            clone = into.create_image(name, over.size(), over.layout, None)
+            volume = into.place.images[name]
+            found = next(s for s in self._volume(image_id).snapshots if s.entry.name == snapshot)
+            volume.parent = ((self.name, self.namespace), self._volume(image_id), found)
+            volume.overlap = over.size()
+            return clone
+
+    def rename(self, name: str, new: str) -> None:
+        with self.storage.guard:
+            if new in self.place.images:
+                raise errors.Exists(f"image {new} exists")
+            if name not in self.place.images:
+                raise errors.NotFound(f"no image {name}")
+            self.place.images[new] = self.place.images.pop(name)
+
+    def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
+        del expiry_seconds
+        with self.storage.guard:
+            if self.image_id(name) != image_id:
+                raise errors.NotFound(f"image {name} is not the one with id {image_id}")
+            if self._volume(image_id).watchers - {self.address}:
+                raise errors.Busy(f"image {name} is in use")
+            self.place.trash[image_id] = (name, self.place.images.pop(name))
+
+    def purge(self, image_id: str) -> None:
+        self.place.trash.pop(image_id, None)
+
+    def trashed(self) -> list[ImageEntry]:
+        return [ImageEntry(image_id, name) for image_id, (name, _) in self.place.trash.items()]
+
+    def read_document(self, name: str) -> tuple[int, str] | None:
+        return self.place.documents.get(name)
+
+    def create_document(self, name: str, text: str) -> None:
+        with self.storage.guard:
+            self._alive()
+            if name in self.place.documents:
+                raise errors.Exists(f"{name} exists")
+            self.place.documents[name] = (1, text)
+
+    def _alive(self) -> None:
+        if self.address in self.storage.fenced:
+            raise errors.Fenced("this client was fenced")
+
+    def swap_document(self, name: str, revision: int, text: str, claim: str | None = None) -> None:
+        with self.storage.guard:
+            self._alive()
+            self._compare(name, revision)
+            if claim is not None and self._holder(name) != claim:
+                raise errors.Fenced(f"the claim on {name} was lost")
+            self.place.documents[name] = (revision + 1, text)
+
+    def _compare(self, name: str, revision: int) -> None:
+        found = self.place.documents.get(name)
+        if found is None:
+            raise errors.NotFound(f"{name} is gone")
+        if found[0] != revision:
+            raise errors.Changed(f"{name} is at revision {found[0]}, not {revision}")
+
+    def remove_document(self, name: str, revision: int) -> None:
+        with self.storage.guard:
+            self._alive()
+            self._compare(name, revision)
+            del self.place.documents[name]
+            self.place.claims.pop(name, None)
+
+    def entries(self) -> dict[str, str]:
+        return dict(self.place.entries)
+
+    def add_entry(self, key: str, value: str) -> None:
+        with self.storage.guard:
+            self._alive()
+            if self.place.entries.setdefault(key, value) != value:
+                raise errors.Exists(f"{key} is taken")
+
+    def remove_entry(self, key: str) -> None:
+        self._alive()
+        self.place.entries.pop(key, None)
+
+    def _holder(self, name: str) -> str | None:
+        held = self.place.claims.get(name)
+        return held[0] if held and held[2] > self.storage.clock() else None
+
+    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        with self.storage.guard:
+            self._alive()
+            if name not in self.place.documents:
+                raise errors.NotFound(f"{name} is gone")
+            if self._holder(name) not in (None, cookie):
+                raise errors.Busy(f"{name} is claimed")
+            self.place.claims[name] = (cookie, owner, self.storage.clock() + seconds)
+
+    def unclaim(self, name: str, cookie: str) -> None:
+        with self.storage.guard:
+            if self._holder(name) == cookie:
+                del self.place.claims[name]
+
+    def claimed(self, name: str) -> ClaimInfo | None:
+        with self.storage.guard:
+            if self._holder(name) is None:
+                return None
+            cookie, owner, expires = self.place.claims[name]
+            return ClaimInfo(cookie, owner, repr(expires), "")
+
+    def break_claim(self, name: str, info: ClaimInfo) -> None:
+        self.unclaim(name, info.cookie)
+
+    def full(self) -> str | None:
+        used = sum(len(volume.objects) for volume in self.place.images.values())
+        limit = self.place.capacity
+        return f"pool {self.name} is full" if limit is not None and used >= limit else None
+
+
+class Cluster:
+    """One client of a storage."""
+
+    def __init__(self, site: str, storage: Storage) -> None:
+        self.site = site
+        self.storage = storage
+        self.fsid = storage.fsid
+        self._address = f"memory/{next(storage.numbers)}"
+
+    def pool(self, name: str, namespace: str = "") -> Pool:
+        place = self.storage.places.get((name, namespace))
+        if place is None:
+            raise errors.NotFound(f"site {self.site} has no pool {name!r}")
+        return Pool(self, name, namespace, place)
+
+    def places(self) -> list[Place]:
+        return list(self.storage.places)
+
+    def address(self) -> str:
+        return self._address
+
+    def fence(self, address: str) -> None:
+        self.storage.fenced.add(address)
+
+    def close(self) -> None:
+        return
+
+
+class Sites:
+    """Named clusters; ``storages`` may be shared with other clients."""
+
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        self._clusters = {name: Cluster(name, storage) for name, storage in storages.items()}
+
+    def names(self) -> list[str]:
+        return list(self._clusters)
+
+    def cluster(self, site: str) -> Cluster:
+        if site not in self._clusters:
+            raise errors.NotFound(f"there is no site {site!r}")
+        return self._clusters[site]
+
+
+def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: bytes) -> None:
+    """Flips stored bytes of an object, in the head and in every snapshot, as a broken disk would."""
+    for place in storage.places.values():
+        for volume in place.images.values():
+            if volume.image_id == image_id:
+                for objects in (volume.objects, *(s.objects for s in volume.snapshots)):
+                    old = objects[number]
+                    objects[number] = old[:offset] + data + old[offset + len(data) :]
+
+

@@ -1,0 +1,59 @@
+"""Generations of a volume and their names as RBD snapshots."""
+
+import re
+from dataclasses import dataclass
+
+from rbdtree import errors
+
+_SNAPSHOT = re.compile(r"rbdtree\.([0-9a-f]{8})\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """(epoch, sequence). The epoch rises when another node becomes root (Postgres: timeline); order is total.
+
+    A sequence of 0 is the empty volume before its first generation.
+    """
+
+    epoch: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """From ``epoch.sequence``, as ``str`` gives it."""
+        epoch, dot, sequence = text.partition(".")
+        if not (dot and epoch.isdecimal() and sequence.isdecimal()):
+            raise errors.UsageError(f"{text!r} is not a generation", "Write epoch.sequence, for example 1.7.")
+        return cls(int(epoch), int(sequence))
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.sequence}"
+
+
+START = Position(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One crash-consistent point of the volume, as one node holds it.
+
+    ``snapshot_id`` is RBD's id at this node's replica; ``size_bytes`` the volume's size then; ``created`` when it was
+    cut at the root (seconds since 1970); ``delta_bytes`` what changed since the generation before, None if unknown.
+    """
+
+    position: Position
+    snapshot_id: int
+    size_bytes: int
+    created: float
+    delta_bytes: int | None = None
+
+
+def snapshot_name(tree_id: str, position: Position) -> str:
+    """``rbdtree.<tree id, 8 hex>.<epoch>.<sequence>``; snapshots of any other name are never touched."""
+    return f"rbdtree.{tree_id[:8]}.{position.epoch}.{position.sequence}"
+
+
+def parse_snapshot_name(name: str) -> tuple[str, Position] | None:
+    """(first 8 hex digits of the tree id, position) of a snapshot of ours, None for anybody else's."""
+    match = _SNAPSHOT.fullmatch(name)
+    return (match[1], Position(int(match[2]), int(match[3]))) if match else None

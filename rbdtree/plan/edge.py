@@ -1,0 +1,214 @@
+"""One edge: from what is at both ends to the steps that bring the child on, or to the conflict that forbids it.
+
+    upstream    1.3  1.4  1.5          downstream  1.2  1.3         path  1.4  1.5
+
+Per generation of the path: hold, intend, copy, seal, settle, release the one before. An interrupted target is finished, or
+rolled back when it is gone; never skipped to a newer one from a half-applied head. Planning again after any prefix of a
+plan yields what was left of it.
+"""
+
+from dataclasses import dataclass, field
+
+from rbdtree.model.extent import Extents
+from rbdtree.model.position import Position
+from rbdtree.plan.conflict import CloneChanged, Conflict, HeadChanged, HeadResized, ImageGone, InUse, NoCommonGeneration
+from rbdtree.plan.step import (
+    Abandon,
+    Clone,
+    Copy,
+    Forget,
+    Hold,
+    Intend,
+    Plan,
+    Release,
+    RollBack,
+    Seal,
+    Settle,
+    Step,
+    Swap,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An intent found in the child's document."""
+
+    since: Position | None
+    target: Position
+
+    @property
+    def rollback(self) -> bool:
+        return self.since == self.target
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorState:
+    """An edge to a mirror, as seen. Positions ascend.
+
+    ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded downstream,
+    but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the newest downstream
+    generation (or against emptiness), when no intent is pending.
+    """
+
+    node: str
+    image: str
+    upstream: tuple[Position, ...]
+    downstream: tuple[Position, ...] = ()
+    lost: tuple[Position, ...] = ()
+    pending: Pending | None = None
+    held: frozenset[Position] = field(default_factory=frozenset)
+    changed: Extents = Extents()
+    head_bytes: int = 0
+    expected_bytes: int = 0
+    history: bool = False
+    gone: ImageGone | None = None
+
+
+def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conflict:
+    """Steps to ``goal`` (None: the newest generation upstream)."""
+    if state.gone:
+        return state.gone
+    steps: list[Step] = []
+    base = max(state.downstream, default=None)
+    sealed = set(state.downstream)
+    held = set(state.held)
+    pending = state.pending
+    steps += [Forget(position) for position in state.lost]
+
+    if pending and not pending.rollback and pending.target in sealed:
+        # Died between seal and settle: the copy is complete.
+        steps.append(Settle(pending.target))
+        base = pending.target
+    elif pending:
+        finish = not pending.rollback and pending.target in state.upstream and _can_diff(pending, state)
+        if finish:
+            if pending.target not in held:
+                steps.append(Hold(pending.target))
+                held.add(pending.target)
+            steps += [Copy(pending.since, pending.target), Seal(pending.target), Settle(pending.target)]
+            base = pending.target
+            sealed.add(base)
+        else:
+            target = pending.target if pending.rollback else _rollback_target(state)
+            if target is None:
+                return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
+            if not pending.rollback:
+                steps.append(Intend(target, target))
+            steps += [RollBack(target), Abandon()]
+            base = target if target.sequence else None
+    elif state.lost and (base is None or max(state.lost) > base):
+        # The head should equal a generation whose snapshot is gone: nothing is left to compare it with.
+        common = _rollback_target(state)
+        if common is None or not common.sequence:
+            return NoCommonGeneration(state.node, max(state.upstream, default=None), max(state.lost))
+        steps += [Intend(common, common), RollBack(common), Abandon()]
+        base = common
+    elif state.changed:
+        return HeadChanged(state.node, state.image, base, state.changed)
+    elif base and state.head_bytes != state.expected_bytes:
+        return HeadResized(state.node, state.image, base, state.head_bytes, state.expected_bytes)
+
+    path = _path(state, base, max(sealed, default=None), goal)
+    if path and base and base not in state.upstream:
+        common = max((p for p in sealed if p in state.upstream), default=None)
+        if common is None:
+            return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
+        steps += [Intend(common, common), RollBack(common), Abandon()]
+        base = common
+
+    for target in path:
+        if target not in held:
+            steps.append(Hold(target))
+            held.add(target)
+        steps += [Intend(base, target), Copy(base, target), Seal(target), Settle(target)]
+        stale = sorted(held - {target})
+        steps += [Release(position) for position in stale]
+        held -= set(stale)
+        base = target
+    if not path:
+        if base and base in state.upstream and base not in held:
+            steps.append(Hold(base))
+            held.add(base)
+        steps += [Release(position) for position in sorted(held - {base})]
+    return tuple(steps)
+
+
+def _can_diff(pending: Pending, state: MirrorState) -> bool:
+    return pending.since is None or pending.since in state.upstream
+
+
+def _rollback_target(state: MirrorState) -> Position | None:
+    """Where a head of unknown content can go back to: the newest common generation, or to nothing if it had none."""
+    common = max((p for p in state.downstream if p in state.upstream), default=None)
+    if common is None and not state.downstream and not state.lost:
+        return Position(1, 0)
+    return common
+
+
+def _path(
+    state: MirrorState, base: Position | None, newest: Position | None, goal: Position | None
+) -> list[Position]:
+    floor = max((p for p in (base, newest) if p), default=None)
+    ahead = [
+        p for p in state.upstream if (floor is None or p > floor) and (goal is None or p <= goal)
+    ]
+    if floor is None and not state.history:
+        return ahead[-1:]
+    return ahead
+
+
+@dataclass(frozen=True, slots=True)
+class CloneState:
+    """An edge to a clone node, as seen.
+
+    ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why the
+    image is not a clean clone of ours; ``used_by`` are the clients that have it open.
+    """
+
+    node: str
+    image: str
+    upstream: tuple[Position, ...]
+    over: Position | None = None
+    recorded: Position | None = None
+    pending: Pending | None = None
+    held: frozenset[Position] = field(default_factory=frozenset)
+    foreign: str = ""
+    used_by: tuple[str, ...] = ()
+    gone: ImageGone | None = None
+
+
+def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Conflict:
+    """Steps to ``goal`` (None: the newest generation of the replica): clone beside, swap; no byte is copied."""
+    if state.gone:
+        return state.gone
+    steps: list[Step] = []
+    held = set(state.held)
+    over = state.over
+    pending = state.pending
+    if pending and pending.target == over:
+        steps.append(Settle(pending.target))
+        pending = None
+    elif pending and pending.target not in state.upstream:
+        steps.append(Abandon())
+        pending = None
+    target = max((p for p in state.upstream if goal is None or p <= goal), default=None)
+    if pending:
+        target = pending.target
+    moves = target is not None and (over is None or target > over)
+    if moves and target is not None:
+        if state.foreign:
+            return CloneChanged(state.node, state.image, state.foreign)
+        if state.used_by:
+            return InUse(state.node, state.image, over, state.used_by)
+        if target not in held:
+            steps.append(Hold(target))
+            held.add(target)
+        if not pending:
+            steps.append(Intend(over, target))
+        steps += [Clone(target), Swap(target), Settle(target)]
+        over = target
+    elif over and over in state.upstream and over not in held:
+        steps.append(Hold(over))
+        held.add(over)
+    steps += [Release(position) for position in sorted(held - {over})]
+    return tuple(steps)

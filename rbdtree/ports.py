@@ -1,0 +1,249 @@
+"""What the engine needs of a cluster. ``rbdtree.ceph`` and ``rbdtree.memory`` both provide it, under one conformance
+suite (``tests/conformance``).
+
+Every method raises ``rbdtree.errors`` only. Offsets, lengths and sizes are bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+Span = tuple[int, int, bool]
+"""(offset, length, exists): as librbd's diff reports it; ``exists`` is a hint, False where an object is gone."""
+
+ReadDone = Callable[[bytes | Exception], None]
+WriteDone = Callable[[Exception | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A user snapshot of an image, ours or not; ``size_bytes`` is the image's size in it."""
+
+    snapshot_id: int
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an image is cut into objects: object size in bytes (2^order), stripe unit in bytes and count."""
+
+    object_bytes: int = 4 << 20
+    stripe_unit: int = 4 << 20
+    stripe_count: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether object n holds the bytes from n * object_bytes on."""
+        return self.stripe_count == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """The snapshot a clone stands on."""
+
+    pool: str
+    namespace: str
+    image_id: str
+    snapshot: str
+    overlap_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image as its pool lists it."""
+
+    image_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimInfo:
+    """Who holds a claim: ``owner`` as the holder wrote it, ``expires`` as the OSD says (opaque, changes when renewed)."""
+
+    cookie: str
+    owner: str
+    expires: str
+    holder: str
+    """RADOS name of the holder, for breaking the claim."""
+
+
+class Image(Protocol):
+    """An open image. ``submit_*`` return at once; their callback runs on a thread of the backend."""
+
+    image_id: str
+    layout: Layout
+
+    def size(self) -> int:
+        """Of the head, or of the snapshot it is open at."""
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Those of the user namespace, oldest first."""
+
+    def changed(self, since: str | None, offset: int, length: int, *, whole_object: bool) -> list[Span]:
+        """A superset of what changed between snapshot ``since`` (None: since the image was empty) and what is open.
+
+        Ascending. ``whole_object`` rounds to objects and is cheap; it may miss what a shrink and a later grow took away.
+        """
+
+    def own_data(self) -> bool:
+        """Whether a clone holds an object of its own."""
+
+    def ancestor(self) -> Ancestor | None:
+        """The parent snapshot of a clone, None for an image without one."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def submit_read(self, offset: int, length: int, done: ReadDone) -> None: ...
+    def submit_write(self, offset: int, data: bytes, done: WriteDone) -> None: ...
+    def submit_zero(self, offset: int, length: int, done: WriteDone) -> None:
+        """Zeroes that take no space."""
+
+    def flush(self) -> None: ...
+    def resize(self, size: int) -> None: ...
+    def create_snapshot(self, name: str) -> Snapshot:
+        """Raises ``Exists`` when the name is there."""
+
+    def remove_snapshot(self, name: str) -> None:
+        """Raises ``NotFound``; ``Busy`` when a clone needs it."""
+
+    def metadata(self) -> dict[str, str]: ...
+    def set_metadata(self, key: str, value: str) -> None: ...
+    def remove_metadata(self, key: str) -> None: ...
+    def fast_diff(self) -> bool:
+        """Whether ``changed(whole_object=True)`` reads maps only."""
+
+    def watchers(self) -> list[str]:
+        """Addresses of the other clients that have the image open for writing."""
+
+    def lock_owner(self) -> str | None:
+        """Address of the client that holds RBD's exclusive lock."""
+
+    def break_lock(self, owner: str) -> None:
+        """Fences ``owner`` (its client can write no more) and frees the lock."""
+
+    def checksums(self, objects: list[int]) -> list[int | None]:
+        """Computed by the OSDs: xxhash64 of each numbered object as of the open snapshot, None where there is none.
+
+        Only with a plain layout. Trailing zeroes may or may not be part of an object: unequal is no proof.
+        """
+
+    def close(self) -> None: ...
+
+
+class Pool(Protocol):
+    """One pool and namespace: its images, and small documents beside them."""
+
+    site: str
+    fsid: str
+    name: str
+    namespace: str
+
+    def images(self) -> list[ImageEntry]: ...
+    def image_id(self, name: str) -> str | None: ...
+    def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
+        """The new image's id; ``Exists`` when the name is taken."""
+
+    def open(self, image_id: str, snapshot: str | None = None, *, read_only: bool = True) -> Image:
+        """By id, never by name: a name may be another image tomorrow. ``NotFound`` when it is gone."""
+
+    def clone(self, image_id: str, snapshot: str, into: "Pool", name: str) -> str:
+        """A copy-on-write child of the snapshot; its id."""
+
+    def rename(self, name: str, new: str) -> None: ...
+    def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
+        """Moves the image to the RBD trash. ``NotFound`` when no such image has that name."""
+
+    def purge(self, image_id: str) -> None:
+        """Removes an image of ours from the trash; nothing when it is not there."""
+
+    def trashed(self) -> list[ImageEntry]: ...
+
+    # documents: text with a revision that rises by one at every write
+    def read_document(self, name: str) -> tuple[int, str] | None: ...
+    def create_document(self, name: str, text: str) -> None:
+        """``Exists`` when the object is there."""
+
+    def swap_document(self, name: str, revision: int, text: str, claim: str | None = None) -> None:
+        """Compare-and-swap in one operation; ``Changed`` when the revision moved, ``Fenced`` when ``claim`` (a cookie)
+        is not held."""
+
+    def remove_document(self, name: str, revision: int) -> None: ...
+
+    # the directory: names -> text, one object a pool and namespace
+    def entries(self) -> dict[str, str]: ...
+    def add_entry(self, key: str, value: str) -> None:
+        """``Exists`` when the key is there with another value; nothing when it is there with this one."""
+
+    def remove_entry(self, key: str) -> None: ...
+
+    # claims: a lock with an expiry on a document
+    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        """Takes or renews; ``Busy`` when another cookie holds it, ``NotFound`` without the document."""
+
+    def unclaim(self, name: str, cookie: str) -> None: ...
+    def claimed(self, name: str) -> ClaimInfo | None: ...
+    def break_claim(self, name: str, info: ClaimInfo) -> None: ...
+
+    def full(self) -> str | None:
+        """Why nothing can be written to the pool for want of space, in words; None when there is space."""
+
+
+class Cluster(Protocol):
+    """A connected site."""
+
+    site: str
+    fsid: str
+
+    def pool(self, name: str, namespace: str = "") -> Pool:
+        """``NotFound`` for an unknown pool or namespace."""
+
+    def places(self) -> list[tuple[str, str]]:
+        """(pool, namespace) pairs in which to look for trees."""
+
+    def address(self) -> str:
+        """Of this client, as lock owners and blocklists write it."""
+
+    def fence(self, address: str) -> None:
+        """Blocklists a client, and waits until this client's view of the cluster knows it."""
+
+    def close(self) -> None: ...
+
+
+class Sites(Protocol):
+    """All configured sites, connected when first asked for."""
+
+    def names(self) -> list[str]: ...
+    def cluster(self, site: str) -> Cluster:
+        """``NotFound`` for an unknown site, ``Unreachable`` when it does not answer in time."""
+
+
+class Reporter(Protocol):
+    """Told what goes on; never decides anything. Called from several threads."""
+
+    def step(self, node: str, text: str) -> None:
+        """A step of a plan begins at this node."""
+
+    def copying(self, node: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Bytes of the volume read through and written; the total is None until it is known."""
+
+    def note(self, node: str, text: str) -> None:
+        """Something a person should read, such as what is being waited for."""
+
+    def finished(self, node: str, text: str) -> None:
+        """The node is done, in a sentence."""
+
+
+class Silent:
+    """A reporter for those who do not listen."""
+
+    def step(self, node: str, text: str) -> None:
+        return
+
+    def copying(self, node: str, done_bytes: int, total_bytes: int | None) -> None:
+        return
+
+    def note(self, node: str, text: str) -> None:
+        return
+
+    def finished(self, node: str, text: str) -> None:
+        return

@@ -1,0 +1,63 @@
+"""The shape of the TOML file, checked by pydantic; converted at once into ``config``'s values.
+
+Apart from ``config`` so that only a command that reads a file pays for the import.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``90s``, ``15m``, ``12h``, ``7d``, ``2w``. Raises ``ValueError``."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration such as 90s, 15m, 12h, 7d or 2w")
+    return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class SiteSection(_Strict):
+    """``[sites.NAME]``"""
+
+    conf: str
+    id: str | None = None
+    name: str | None = None
+    keyring: str | None = None
+    pools: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_client(self) -> "SiteSection":
+        if self.id and self.name:
+            raise ValueError("give 'id' or 'name', not both")
+        if self.name and not self.name.startswith("client."):
+            raise ValueError("'name' is the full name, such as client.rbdtree ('id' is the part after the dot)")
+        return self
+
+
+class TrashSection(_Strict):
+    """``[trash]``"""
+
+    expiry: Annotated[str, AfterValidator(_duration)] = "1d"
+
+    def expiry_seconds(self) -> float:
+        return parse_duration(self.expiry)
+
+
+class File(_Strict):
+    """The whole file."""
+
+    sites: dict[str, SiteSection]
+    trash: TrashSection = TrashSection()
