@@ -16,7 +16,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.ceph,
-    pytest.mark.skipif(not shutil.which("ceph-mon"), reason="ceph-mon is not installed: run ceph-dev/install"),
+    pytest.mark.skipif(
+        not shutil.which("ceph-mon"), reason="ceph-mon is not installed: run ceph-dev/install"
+    ),
 ]
 
 SCRIPTS = Path(__file__).parents[1] / "ceph-dev"
@@ -181,10 +183,22 @@ def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
     booting.kill()
     booting.wait()
     assert rows(tmp_path)["h"]["state"] == "half-made"
+    assert daemons_below(tmp_path) != []
     assert "was half-made, made anew" in script("up", "--dir", tmp_path, "h").stderr
     assert rows(tmp_path)["h"]["state"] == "running"
     script("down", "--dir", tmp_path, "--purge", "h")
     assert daemons_below(tmp_path) == []
+
+
+def test_an_interrupted_up_leaves_no_process(tmp_path: Path) -> None:
+    booting = subprocess.Popen([SCRIPTS / "up", "--dir", tmp_path, "i"], stderr=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "i/run/mon.a.pid").exists)
+    booting.terminate()
+    assert "interrupted" in booting.communicate(timeout=20)[1]
+    assert booting.returncode == 128 + signal.SIGTERM
+    wait_until(lambda: daemons_below(tmp_path) == [])
+    script("down", "--dir", tmp_path, "--purge")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memstore_says_that_it_forgets(tmp_path: Path) -> None:

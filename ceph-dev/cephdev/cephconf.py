@@ -1,10 +1,10 @@
 """What ceph.conf says: a Ceph small and quick enough to be booted by a test.
 
 What makes it quick (measured on 16.2.15): `bdev aio poll ms` (every open and close of the block file waits
-that long; from 250 to 10: store made in 0.6 s instead of 2.3 s, OSD started in 0.35 s instead of 1.5 s), `paxos
-propose interval` and `paxos min wait` (a second for every map change otherwise), and no manager. `cluster addr`
-must be set beside `public addr`: else heartbeats bind 0.0.0.0, and neighbours on other addresses wait for each
-other's ports.
+that long; from 250 to 10: store made in 0.6 s instead of 2.3 s, OSD started in 0.35 s instead of 1.5 s),
+`paxos propose interval` and `paxos min wait` (a second for every map change otherwise), and no manager.
+`cluster addr` must be set beside `public addr`: else heartbeats bind 0.0.0.0, and neighbours on other
+addresses wait for each other's ports.
 """
 
 import re

@@ -47,8 +47,8 @@ class Marker:
 
 class Cluster:
     def __init__(self, parent: Path, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise Failure(f"{name!r} cannot be a cluster's name: letters, digits, - and _ only")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
+            raise Failure(f"{name!r} cannot be a cluster's name: letters, digits, - and _, 63 at most")
         self.name = name
         self.directory = parent / name
         self.conf = self.directory / "ceph.conf"

@@ -38,9 +38,9 @@ def command(function: Callable[[], int]) -> Callable[[], int]:
         except Failure as failure:
             complain(failure)
             code = 1
-        except KeyboardInterrupt:
-            complain("interrupted; clusters that were half made are made anew by the next ceph-dev/up")
-            code = 128 + signal.SIGINT
+        except (KeyboardInterrupt, captive.Interrupted) as interrupted:
+            complain("interrupted; what was half made is made anew by the next ceph-dev/up")
+            code = 128 + getattr(interrupted, "number", signal.SIGINT)
         except BrokenPipeError:
             code = 1
         with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ def add_wish(options: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="'key = value'",
-        help="a line of ceph.conf, before our own; repeatable",
+        help="a line of ceph.conf, stronger than ours; repeatable",
     )
 
 
@@ -161,6 +161,8 @@ def up() -> int:
     forget_ceph_variables()
     if given.objectstore == "memstore":
         say("memstore: the data of these clusters is lost when they stop")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, captive.raise_interrupted)
     outcomes = Fleet(given.dir).up(given.names, wish_of(given), report)
     if given.json:
         rows = [
@@ -211,7 +213,10 @@ def status() -> int:
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     fleet = Fleet(given.dir)
-    rows = [row_of(cluster) for cluster in fleet.clusters()]
+    rows = []
+    for cluster in fleet.clusters():
+        with contextlib.suppress(Failure):  # purged by somebody just now
+            rows.append(row_of(cluster))
     if given.json:
         print(json.dumps(rows, indent=1))
         return 0

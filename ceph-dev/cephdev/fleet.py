@@ -36,6 +36,7 @@ class Fleet:
             raise Failure(f"{self.directory}: {error.strerror}; choose another --dir") from None
         if self.directory.stat().st_uid != os.getuid():
             raise Failure(f"{self.directory} belongs to another user; choose another --dir")
+        self._must_be_ours(self.directory / SITES)
 
     def cluster(self, name: str) -> Cluster:
         return Cluster(self.directory, name)
@@ -98,6 +99,10 @@ class Fleet:
                 cluster.purge()
         return [f"{name} did not end in time and was killed" for name in stubborn]
 
+    def _must_be_ours(self, path: Path) -> None:
+        if path.exists() and not path.read_text(errors="replace").startswith(HEADER):
+            raise Failure(f"{path} was not written by ceph-dev and is left alone; move it away")
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         handle = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -113,8 +118,7 @@ class Fleet:
             return
         path = self.directory / SITES
         with self._locked():
-            if path.exists() and not path.read_text(errors="replace").startswith(HEADER):
-                raise Failure(f"{path} was not written by ceph-dev and is left alone; move it away")
+            self._must_be_ours(path)
             clusters = self.clusters()
             if not clusters:
                 path.unlink(missing_ok=True)

@@ -58,7 +58,16 @@ def _no_owner(forest: Forest, pool: Pool, spec: ImageSpec, image_id: str | None)
         pool.remove_entry(marks.image_entry(str(image_id)))
 
 
-def init(sites: Sites, forest: Forest, tree_name: str, node_name: str, spec: ImageSpec, wish: Wish) -> NodeDocument:
+def init(
+    sites: Sites,
+    forest: Forest,
+    tree_name: str,
+    node_name: str,
+    spec: ImageSpec,
+    wish: Wish,
+    *,
+    dry_run: bool = False,
+) -> NodeDocument:
     """Makes a root of an image that is there (nothing is copied), or of a new one with ``wish.size_bytes``."""
     pool = sites.cluster(spec.site).pool(spec.pool, spec.namespace)
     image_id = pool.image_id(spec.image)
@@ -71,7 +80,11 @@ def init(sites: Sites, forest: Forest, tree_name: str, node_name: str, spec: Ima
             raise errors.Exists(f"image {spec} exists", "Leave out --size to make a tree of it as it is.")
         ref = _ref(pool, _new_id(), node_name, spec.image)
         resumed = NodeDocument(_new_id(), tree_name, Kind.ROOT, ref, image_id or "", ref, phase=JOINING)
+        if dry_run:
+            return resumed
         _register(pool, resumed)
+    if dry_run:
+        return resumed
     node = Node(pool, resumed.ref.node_id, resumed.full_name)
 
     def make() -> str:
@@ -125,7 +138,15 @@ def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> 
 
 
 def add(
-    sites: Sites, forest: Forest, name: NodeName, parent_name: str, kind: Kind, spec: ImageSpec, wish: Wish
+    sites: Sites,
+    forest: Forest,
+    name: NodeName,
+    parent_name: str,
+    kind: Kind,
+    spec: ImageSpec,
+    wish: Wish,
+    *,
+    dry_run: bool = False,
 ) -> NodeDocument:
     """A child of ``parent_name``: a mirror with an image of its own, or a clone of the nearest replica above."""
     tree = forest.tree(name.tree)
@@ -157,7 +178,11 @@ def add(
             history=wish.history,
             phase=JOINING,
         )
+        if dry_run:
+            return document
         _register(pool, document)
+    if dry_run:
+        return document
     node = Node(pool, document.ref.node_id, document.full_name)
     if kind is Kind.MIRROR:
         replica = Node.at(sites, parent.replica)
@@ -232,7 +257,9 @@ def _make_mirror(replica: Node, pool: Pool, spec: ImageSpec, wish: Wish) -> str:
     return pool.create_image(spec.image, 0, layout, wish.data_pool)
 
 
-def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float) -> str:
+def leave(
+    sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float, dry_run: bool = False
+) -> str:
     """Takes a node out of its tree; returns in a sentence what became of its image.
 
     ``keep``: the image stays as an ordinary one; otherwise it goes to the RBD trash for ``expiry_seconds``.
@@ -248,6 +275,9 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         raise errors.NotEmpty(
             f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
         )
+    if dry_run:
+        fate = "stay as an ordinary image" if keep else f"go to the trash for {expiry_seconds:g} s"
+        return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
         document = node.update(
             lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie

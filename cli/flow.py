@@ -1,0 +1,161 @@
+"""``cut`` and ``sync``: generations made, and brought down the tree."""
+
+import argparse
+import sys
+import threading
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine.cut import cut
+from rbdtree.engine.forest import Tree, document_of
+from rbdtree.engine.sync import Outcome, Sync
+from rbdtree.model.document import NodeDocument
+from rbdtree.model.name import NodeName
+from rbdtree.model.position import Generation
+
+from . import options, progress, render
+from .session import Session
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parents = [options.common(), options.changing()]
+    cutting = commands.add_parser("cut", help="make the next generation at the root", parents=parents)
+    cutting.add_argument("tree", metavar="TREE")
+    cutting.set_defaults(run=run_cut)
+    syncing = commands.add_parser("sync", help="bring the tree, or the path to a node, to the newest generation", parents=parents)
+    syncing.add_argument("tree", metavar="TREE[/NODE]")
+    syncing.add_argument("--cut", action="store_true", help="cut a generation first")
+    syncing.set_defaults(run=run_sync)
+
+
+def _root(tree: Tree) -> NodeDocument:
+    root = tree.root
+    if root is None:
+        raise errors.Unreachable(f"the root of {tree.name} cannot be reached", "Look at 'rbdtree site check'.")
+    return document_of(root)[1]
+
+
+def _cut(session: Session, tree: Tree) -> Generation:
+    document = _root(tree)
+    if tree.root is None or tree.root.node is None:
+        raise errors.Bug("a root without a node")
+    if session.dry_run:
+        position = replace(document.position, sequence=document.last_sequence + 1)
+        return Generation(position, 0, 0, 0.0)
+    return cut(tree.root.node)
+
+
+def _describe(generation: Generation) -> dict[str, object]:
+    return {
+        "epoch": generation.position.epoch,
+        "sequence": generation.position.sequence,
+        "generation": str(generation.position),
+        "size_bytes": generation.size_bytes,
+        "delta_bytes": generation.delta_bytes,
+        "created_seconds": generation.created,
+    }
+
+
+def run_cut(session: Session) -> int:
+    name = NodeName.parse(session.options.tree)
+    if name.node:
+        raise errors.UsageError("generations are cut at the root: give the tree alone", f"Run 'rbdtree cut {name.tree}'.")
+    tree = session.forest(name.tree).tree(name.tree)
+    made = _cut(session, tree)
+    text = f"would cut {made.position}" if session.dry_run else (
+        f"{tree.name}: generation {made.position}, {render.size(made.size_bytes)}, "
+        f"{render.size(made.delta_bytes)} changed"
+    )
+    session.put({"tree": tree.name, "dry_run": session.dry_run, **_describe(made)}, text)
+    return 0
+
+
+def run_sync(session: Session) -> int:
+    name = NodeName.parse(session.options.tree)
+    forest = session.forest(name.tree)
+    tree = forest.tree(name.tree)
+    for problem in forest.problems:
+        session.warn(problem)
+    only = frozenset(m.ref.name for m in tree.path(tree.member(name.node))) if name.node else None
+    if session.options.cut:
+        made = _cut(session, tree)
+        if not session.json:
+            print(f"{tree.name}: {'would cut' if session.dry_run else 'cut'} generation {made.position}")
+        tree = session.forest(name.tree).tree(name.tree)
+    if not tree.position.sequence and not (session.options.cut and session.dry_run):
+        raise errors.NotFound(
+            f"{tree.name} has no generation yet", f"Make one: 'rbdtree cut {tree.name}', or 'rbdtree sync --cut {tree.name}'."
+        )
+    with progress.reporter(session) as reporter:
+        run = Sync(
+            session.sites,
+            reporter,
+            only=only,
+            dry_run=session.dry_run,
+            expiry_seconds=session.config.trash_expiry_seconds,
+        )
+        outcomes = _in_background(run, tree)
+    return _say(session, tree, outcomes)
+
+
+def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
+    """The main thread stays free for Ctrl-C; the first one stops in good order, the second at once."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run.run(tree)
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="sync", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(0.2)
+        except KeyboardInterrupt:
+            if run.stop.is_set():
+                raise
+            run.stop.set()
+            print("rbdtree: stopping: what is in flight is finished and noted (again Ctrl-C: at once)", file=sys.stderr)
+    if failed:
+        raise failed[0]
+    return list(run.outcomes.values())
+
+
+def _say(session: Session, tree: Tree, outcomes: list[Outcome]) -> int:
+    rows = [
+        {
+            "node": o.node.partition("/")[2],
+            "changed": o.changed,
+            "written_bytes": o.written_bytes,
+            "seconds": round(o.seconds, 3),
+            "steps": o.steps,
+            "error": str(o.error) if o.error else None,
+            "exit_code": o.error.exit_code if o.error else 0,
+        }
+        for o in outcomes
+    ]
+    if session.json:
+        session.put({"tree": tree.name, "generation": str(tree.position), "dry_run": session.dry_run, "nodes": rows}, "")
+    else:
+        for outcome in outcomes:
+            _line(session, outcome)
+        if not outcomes:
+            print(f"{tree.name}: nothing to sync: the root has no children yet")
+    failed = [o.error for o in outcomes if o.error]
+    interrupted = next((e for e in failed if isinstance(e, errors.Interrupted)), None)
+    return (interrupted or failed[0]).exit_code if failed else 0
+
+
+def _line(session: Session, outcome: Outcome) -> None:
+    if outcome.error:
+        print(f"rbdtree: {outcome.error}", file=sys.stderr)
+        if outcome.error.hint:
+            print(f"  {outcome.error.hint}", file=sys.stderr)
+    elif session.dry_run:
+        print(f"{outcome.node}: " + ("; ".join(outcome.steps) if outcome.steps else "nothing to do"))
+    elif outcome.changed:
+        print(f"{outcome.node}: up to date, {render.size(outcome.written_bytes)} written in {outcome.seconds:.2f} s")
+    else:
+        print(f"{outcome.node}: up to date already")

@@ -1,0 +1,236 @@
+"""``status``, ``log``, ``diff``, ``verify``, ``marks``: nothing here changes anything."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.engine import difference, marks, verify
+from rbdtree.engine import report as reports
+from rbdtree.engine.forest import Member, Tree
+from rbdtree.model.name import NodeName
+from rbdtree.model.position import Position
+
+from . import options, progress, render
+from .session import Session
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    common = [options.common()]
+    status = commands.add_parser("status", help="the trees, drawn", parents=common)
+    status.add_argument("tree", nargs="?", metavar="TREE")
+    status.add_argument("--quick", action="store_true", help="documents only; does not look at the images")
+    status.set_defaults(run=run_status)
+
+    log = commands.add_parser("log", help="generations: when, how large a delta, which nodes have them", parents=common)
+    log.add_argument("tree", metavar="TREE[/NODE]")
+    log.set_defaults(run=run_log)
+
+    diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
+    diff.add_argument("tree", metavar="TREE")
+    diff.add_argument("--since", required=True, metavar="G", help="the older generation (epoch.sequence; 1.0 is the empty volume)")
+    diff.add_argument("--to", metavar="G", help="the newer one (default: the newest)")
+    diff.add_argument("--totals", action="store_true", help="sums only, not every extent")
+    diff.set_defaults(run=run_diff)
+
+    check = commands.add_parser("verify", help="compare a node with its parent, or the whole tree with the root", parents=common)
+    check.add_argument("tree", metavar="TREE[/NODE]")
+    check.add_argument("--at", metavar="G", help="at this generation (default: the newest that both have)")
+    check.set_defaults(run=run_verify)
+
+    listing = commands.add_parser("marks", help="everything of ours on the sites, and whose it is", parents=common)
+    listing.add_argument("tree", nargs="?", metavar="TREE")
+    listing.set_defaults(run=run_marks)
+
+
+def run_status(session: Session) -> int:
+    wanted = session.options.tree
+    if wanted:
+        NodeName.parse(wanted)
+    forest = session.forest(wanted)
+    trees = [forest.tree(wanted)] if wanted else list(forest.trees)
+    for problem in forest.problems:
+        session.warn(problem)
+    found = [reports.report(session.sites, tree, check=not session.options.quick) for tree in trees]
+    if session.json:
+        session.put({"trees": [_tree(report) for report in found]}, "")
+    elif found:
+        render.status(found)
+    else:
+        print("no trees; make one with 'rbdtree init TREE --node NAME --image SITE:POOL/IMAGE'")
+    return 0
+
+
+def _tree(report: reports.TreeReport) -> dict[str, Any]:
+    return {
+        "tree": report.name,
+        "id": report.tree_id,
+        "size_bytes": report.size_bytes,
+        "epoch": report.position.epoch,
+        "sequence": report.position.sequence,
+        "nodes": [_node(node) for node in report.nodes],
+    }
+
+
+def _node(node: reports.NodeReport) -> dict[str, Any]:
+    position = node.position or Position(1, 0)
+    return {
+        "name": node.name,
+        "id": node.node_id,
+        "parent": node.parent,
+        "kind": str(node.kind),
+        "site": node.site,
+        "image": node.image,
+        "state": str(node.state),
+        "epoch": position.epoch,
+        "sequence": position.sequence,
+        "lag_generations": node.lag_generations,
+        "lag_seconds": node.lag_seconds,
+        "lag_bytes": node.lag_bytes,
+        "size_bytes": node.size_bytes,
+        "generations": node.generations,
+        "doing": node.doing,
+        "problem": node.problem,
+        "intent": str(node.intent) if node.intent else None,
+        "intent_done_bytes": node.intent_done_bytes,
+    }
+
+
+def run_log(session: Session) -> int:
+    name = NodeName.parse(session.options.tree)
+    tree = session.forest(name.tree).tree(name.tree)
+    entries = reports.log(tree, name.node)
+    if session.json:
+        rows = [
+            {
+                "generation": str(e.position),
+                "epoch": e.position.epoch,
+                "sequence": e.position.sequence,
+                "created_seconds": e.created,
+                "size_bytes": e.size_bytes,
+                "delta_bytes": e.delta_bytes,
+                "nodes": list(e.nodes),
+            }
+            for e in entries
+        ]
+        session.put({"tree": tree.name, "generations": rows}, "")
+    elif entries:
+        render.log(entries)
+    else:
+        print(f"{name} has no generation yet; 'rbdtree cut {tree.name}' makes one")
+    return 0
+
+
+def run_diff(session: Session) -> int:
+    name = NodeName.parse(session.options.tree)
+    if name.node:
+        raise errors.UsageError("diff compares generations of the volume: give the tree alone")
+    since = Position.parse(session.options.since)
+    to = Position.parse(session.options.to) if session.options.to else None
+    found = difference.between(session.forest(name.tree).tree(name.tree), since, to)
+    totals = {
+        "tree": name.tree,
+        "since": str(found.since),
+        "to": str(found.to),
+        "size_bytes": found.size_bytes,
+        "total_bytes": found.extents.total,
+        "count": len(found.extents),
+    }
+    if session.json:
+        extents = [{"offset_bytes": offset, "length_bytes": length} for offset, length in found.extents]
+        session.put(totals if session.options.totals else {**totals, "extents": extents}, "")
+        return 0
+    if not session.options.totals:
+        render.table(("OFFSET", "LENGTH"), [(str(o), str(n)) for o, n in found.extents], right=(0, 1))
+    print(f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {len(found.extents)} extents")
+    return 0
+
+
+def _pairs(tree: Tree, node: str) -> list[tuple[Member, Member]]:
+    """(node, what it is compared with)"""
+    if node:
+        member = tree.member(node)
+        parent = tree.members.get(member.parent_id)
+        if parent is None:
+            raise errors.UsageError(
+                f"{tree.name}/{node} has no parent to be compared with", f"Run 'rbdtree verify {tree.name}'."
+            )
+        return [(member, parent)]
+    root = tree.root
+    if root is None:
+        raise errors.Unreachable(f"the root of {tree.name} cannot be reached", "Compare single nodes: verify TREE/NODE.")
+    return [(m, root) for m in tree.members.values() if m is not root]
+
+
+def run_verify(session: Session) -> int:
+    name = NodeName.parse(session.options.tree)
+    at = Position.parse(session.options.at) if session.options.at else None
+    tree = session.forest(name.tree).tree(name.tree)
+    pairs = sorted(_pairs(tree, name.node), key=lambda pair: pair[0].ref.name)
+    with progress.reporter(session) as reporter:
+        verdicts = [verify.verify(session.sites, tree, mine, other, at, reporter) for mine, other in pairs]
+    if session.json:
+        session.put({"tree": tree.name, "nodes": [_verdict(v) for v in verdicts]}, "")
+    else:
+        for verdict in verdicts:
+            _print(verdict)
+    if any(v.differences for v in verdicts):
+        return errors.Integrity.exit_code
+    return next((v.error.exit_code for v in verdicts if v.error), 0)
+
+
+def _verdict(verdict: verify.Verdict) -> dict[str, Any]:
+    return {
+        "node": verdict.node.partition("/")[2],
+        "against": verdict.against.partition("/")[2],
+        "generation": str(verdict.position) if verdict.position else None,
+        "equal": verdict.equal,
+        "checksummed_bytes": verdict.checksummed_bytes,
+        "read_bytes": verdict.read_bytes,
+        "structural": verdict.structural,
+        "differences": [
+            {
+                "object": d.object_number,
+                "extents": [{"offset_bytes": offset, "length_bytes": length} for offset, length in d.extents],
+            }
+            for d in verdict.differences
+        ],
+        "error": str(verdict.error) if verdict.error else None,
+    }
+
+
+def _print(verdict: verify.Verdict) -> None:
+    if verdict.error:
+        print(f"rbdtree: {verdict.error}", file=sys.stderr)
+        if verdict.error.hint:
+            print(f"  {verdict.error.hint}", file=sys.stderr)
+    elif verdict.structural:
+        print(f"{verdict.node} = {verdict.against} at {verdict.position}: a clean clone of that very snapshot")
+    elif verdict.equal:
+        print(
+            f"{verdict.node} = {verdict.against} at {verdict.position}: {render.size(verdict.checksummed_bytes)} by "
+            f"checksums of the OSDs, {render.size(verdict.read_bytes)} by reading"
+        )
+    else:
+        print(f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in {len(verdict.differences)} objects:")
+        for found in verdict.differences:
+            where = ", ".join(f"{offset}+{length}" for offset, length in found.extents)
+            print(f"  object {found.object_number}: {where}")
+
+
+def run_marks(session: Session) -> int:
+    found, failed = marks.list_marks(session.sites)
+    if session.options.tree:
+        NodeName.parse(session.options.tree)
+        found = [m for m in found if m.tree == session.options.tree]
+    for problem in failed:
+        session.warn(problem)
+    if session.json:
+        session.put({"marks": [asdict(mark) for mark in found]}, "")
+    else:
+        rows = [
+            (m.site, m.kind, f"{m.tree or '?'}/{m.node or '?'}", m.where, m.detail) for m in found
+        ]
+        render.table(("SITE", "KIND", "WHOSE", "WHERE", "WHAT"), rows)
+    return failed[0].exit_code if failed else 0

@@ -1,0 +1,180 @@
+"""``init``, ``add``, ``remove``, ``detach``, ``rollback``: who is in a tree."""
+
+import argparse
+
+from rbdtree import errors
+from rbdtree.engine import membership, rollback
+from rbdtree.engine.forest import Member, document_of
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Kind
+from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
+from rbdtree.ports import Layout
+
+from . import options, progress
+from .session import Session
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parents = [options.common(), options.changing()]
+    init = commands.add_parser("init", help="make a tree: adopt an image as its root, or create one", parents=parents)
+    init.add_argument("tree", metavar="TREE")
+    init.add_argument("--node", required=True, metavar="NAME", help="name of the root node")
+    init.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    init.add_argument("--size", help="create the image with this size, such as 10G; without it the image must be there")
+    _layout(init)
+    init.set_defaults(run=run_init)
+
+    add = commands.add_parser("add", help="add a node to a tree", parents=parents)
+    add.add_argument("node", metavar="TREE/NODE")
+    add.add_argument("--parent", required=True, metavar="NAME", help="the node it hangs under")
+    add.add_argument("--kind", required=True, choices=("mirror", "clone"), help="a copy of its own, or a clone of the nearest replica")
+    add.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    add.add_argument("--history", action="store_true", help="seed with the oldest generation and follow, not with the newest alone")
+    _layout(add)
+    add.set_defaults(run=run_add)
+
+    remove = commands.add_parser("remove", aliases=["rm"], help="take a node away, its image to the RBD trash", parents=parents)
+    remove.add_argument("node", metavar="TREE/NODE")
+    remove.add_argument("--expiry", metavar="DURATION", help="how long the trash keeps it, such as 7d (default: [trash] expiry, 1d)")
+    remove.add_argument(
+        "--forget", action="store_true", help="its cluster is gone for good: take away only what its parent knows of it"
+    )
+    remove.set_defaults(run=run_remove)
+
+    detach = commands.add_parser("detach", help="take a node away, its image stays an ordinary image", parents=parents)
+    detach.add_argument("node", metavar="TREE/NODE")
+    detach.set_defaults(run=run_detach)
+
+    back = commands.add_parser(
+        "rollback", help="return a diverged node to its newest generation; what was written is kept", parents=parents
+    )
+    back.add_argument("node", metavar="TREE/NODE")
+    back.set_defaults(run=run_rollback)
+
+
+def _layout(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a new image", "by default like the parent's; a root's like RBD's defaults")
+    group.add_argument("--object-size", metavar="SIZE", help="power of two, 4K to 32M")
+    group.add_argument("--stripe-unit", metavar="SIZE")
+    group.add_argument("--stripe-count", type=int, metavar="N")
+    group.add_argument("--data-pool", metavar="POOL", help="pool for the data objects")
+
+
+_SMALLEST, _LARGEST = 4 << 10, 32 << 20
+
+
+def _wish(session: Session) -> membership.Wish:
+    given = session.options
+    layout = None
+    if given.object_size or given.stripe_unit or given.stripe_count:
+        unit = parse_size(given.object_size or "4M")
+        if not _SMALLEST <= unit <= _LARGEST or unit & (unit - 1):
+            raise errors.UsageError(f"an object size of {unit} bytes is not a power of two from 4K to 32M")
+        if bool(given.stripe_unit) != bool(given.stripe_count):
+            raise errors.UsageError("--stripe-unit and --stripe-count come together")
+        stripe = parse_size(given.stripe_unit) if given.stripe_unit else unit
+        count = given.stripe_count or 1
+        if stripe <= 0 or unit % stripe or count < 1:
+            raise errors.UsageError(f"a stripe unit of {stripe} bytes does not divide objects of {unit} bytes")
+        layout = Layout(unit, stripe, count)
+    size = parse_size(given.size) if getattr(given, "size", None) else None
+    return membership.Wish(size, layout, given.data_pool, getattr(given, "history", False))
+
+
+def run_init(session: Session) -> int:
+    given = session.options
+    tree, node, spec = check_name("tree", given.tree), check_name("node", given.node), ImageSpec.parse(given.image)
+    forest = session.forest()
+    document = membership.init(session.sites, forest, tree, node, spec, _wish(session), dry_run=session.dry_run)
+    verb = "would be" if session.dry_run else "is"
+    session.put(
+        {"tree": tree, "id": document.tree_id, "node": node, "image": document.ref.image_spec, "dry_run": session.dry_run},
+        f"{tree}/{node} {verb} the root of {tree}, on {document.ref.image_spec}",
+    )
+    return 0
+
+
+def run_add(session: Session) -> int:
+    given = session.options
+    name = NodeName.parse(given.node)
+    if not name.node:
+        raise errors.UsageError(f"{given.node!r} names no node: write TREE/NODE")
+    spec, kind = ImageSpec.parse(given.image), Kind(given.kind)
+    if kind is Kind.CLONE and (given.object_size or given.stripe_unit or given.data_pool or given.history):
+        raise errors.UsageError("a clone takes its layout and history from what it is cloned from")
+    document = membership.add(
+        session.sites, session.forest(), name, given.parent, kind, spec, _wish(session), dry_run=session.dry_run
+    )
+    verb = "would be" if session.dry_run else "is"
+    session.put(
+        {
+            "tree": name.tree,
+            "node": name.node,
+            "id": document.ref.node_id,
+            "parent": given.parent,
+            "kind": str(kind),
+            "image": document.ref.image_spec,
+            "dry_run": session.dry_run,
+        },
+        f"{name} {verb} a {kind} below {given.parent}, on {document.ref.image_spec}; 'rbdtree sync {name}' fills it",
+    )
+    return 0
+
+
+def _expiry(session: Session) -> float:
+    given = getattr(session.options, "expiry", None)
+    if not given:
+        return session.config.trash_expiry_seconds
+    from rbdtree.schema import parse_duration
+
+    try:
+        return parse_duration(given)
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from error
+
+
+def run_remove(session: Session) -> int:
+    tree, member = session.find(session.options.node)
+    expiry = _expiry(session)
+    if session.options.forget:
+        return _forget(session, member)
+    said = membership.leave(session.sites, tree, member, keep=False, expiry_seconds=expiry, dry_run=session.dry_run)
+    return _left(session, said)
+
+
+def run_detach(session: Session) -> int:
+    tree, member = session.find(session.options.node)
+    said = membership.leave(session.sites, tree, member, keep=True, expiry_seconds=0, dry_run=session.dry_run)
+    return _left(session, said)
+
+
+def _left(session: Session, said: str) -> int:
+    session.put({"node": session.options.node, "dry_run": session.dry_run, "image": said}, said)
+    return 0
+
+
+def _forget(session: Session, member: Member) -> int:
+    if member.document is not None:
+        raise errors.UsageError(
+            f"{session.options.node} can be reached: --forget is for a cluster that is gone",
+            f"Use 'rbdtree remove {session.options.node}'.",
+        )
+    tree = session.forest().tree(NodeName.parse(session.options.node).tree)
+    _, parent = document_of(tree.members[member.parent_id])
+    edge = next(c.edge for c in parent.children if c.ref.node_id == member.ref.node_id)
+    if not session.dry_run:
+        membership.forget_upstream(session.sites, parent.ref, parent.replica, edge)
+    verb = "would forget" if session.dry_run else "forgot"
+    return _left(session, f"{parent.full_name} {verb} {member.ref.name}; its image {member.ref.image_spec} was not touched")
+
+
+def run_rollback(session: Session) -> int:
+    _, member = session.find(session.options.node)
+    node, document = document_of(member)
+    if session.dry_run:
+        return _left(session, f"{document.full_name} would return to {document.position}; what it holds now is kept")
+    with progress.reporter(session) as reporter:
+        said = rollback.roll_back(
+            session.sites, Node(node.pool, node.node_id, node.name), reporter, session.config.trash_expiry_seconds
+        )
+    return _left(session, said)
