@@ -7,7 +7,9 @@ from .session import Session
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("completion", help="print shell completion for bash, zsh or fish", parents=[options.common()])
+    parser = commands.add_parser(
+        "completion", help="print shell completion for bash, zsh or fish", parents=[options.common()]
+    )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     parser.set_defaults(run=run_completion)
 

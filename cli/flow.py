@@ -22,7 +22,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     cutting = commands.add_parser("cut", help="make the next generation at the root", parents=parents)
     cutting.add_argument("tree", metavar="TREE")
     cutting.set_defaults(run=run_cut)
-    syncing = commands.add_parser("sync", help="bring the tree, or the path to a node, to the newest generation", parents=parents)
+    syncing = commands.add_parser(
+        "sync", help="bring the tree, or the path to a node, to the newest generation", parents=parents
+    )
     syncing.add_argument("tree", metavar="TREE[/NODE]")
     syncing.add_argument("--cut", action="store_true", help="cut a generation first")
     syncing.set_defaults(run=run_sync)
@@ -59,12 +61,18 @@ def _describe(generation: Generation) -> dict[str, object]:
 def run_cut(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     if name.node:
-        raise errors.UsageError("generations are cut at the root: give the tree alone", f"Run 'rbdtree cut {name.tree}'.")
+        raise errors.UsageError(
+            "generations are cut at the root: give the tree alone", f"Run 'rbdtree cut {name.tree}'."
+        )
     tree = session.forest(name.tree).tree(name.tree)
     made = _cut(session, tree)
-    text = f"would cut {made.position}" if session.dry_run else (
-        f"{tree.name}: generation {made.position}, {render.size(made.size_bytes)}, "
-        f"{render.size(made.delta_bytes)} changed"
+    text = (
+        f"would cut {made.position}"
+        if session.dry_run
+        else (
+            f"{tree.name}: generation {made.position}, {render.size(made.size_bytes)}, "
+            f"{render.size(made.delta_bytes)} changed"
+        )
     )
     session.put({"tree": tree.name, "dry_run": session.dry_run, **_describe(made)}, text)
     return 0
@@ -84,7 +92,8 @@ def run_sync(session: Session) -> int:
         tree = session.forest(name.tree).tree(name.tree)
     if not tree.position.sequence and not (session.options.cut and session.dry_run):
         raise errors.NotFound(
-            f"{tree.name} has no generation yet", f"Make one: 'rbdtree cut {tree.name}', or 'rbdtree sync --cut {tree.name}'."
+            f"{tree.name} has no generation yet",
+            f"Make one: 'rbdtree cut {tree.name}', or 'rbdtree sync --cut {tree.name}'.",
         )
     with progress.reporter(session) as reporter:
         run = Sync(
@@ -105,7 +114,7 @@ def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
     def work() -> None:
         try:
             run.run(tree)
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+        except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=work, name="sync", daemon=True)
@@ -117,7 +126,10 @@ def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
             if run.stop.is_set():
                 raise
             run.stop.set()
-            print("rbdtree: stopping: what is in flight is finished and noted (again Ctrl-C: at once)", file=sys.stderr)
+            print(
+                "rbdtree: stopping: what is in flight is finished and noted (again Ctrl-C: at once)",
+                file=sys.stderr,
+            )
     if failed:
         raise failed[0]
     return list(run.outcomes.values())
@@ -137,7 +149,10 @@ def _say(session: Session, tree: Tree, outcomes: list[Outcome]) -> int:
         for o in outcomes
     ]
     if session.json:
-        session.put({"tree": tree.name, "generation": str(tree.position), "dry_run": session.dry_run, "nodes": rows}, "")
+        session.put(
+            {"tree": tree.name, "generation": str(tree.position), "dry_run": session.dry_run, "nodes": rows},
+            "",
+        )
     else:
         for outcome in outcomes:
             _line(session, outcome)

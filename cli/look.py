@@ -29,12 +29,19 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
     diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
     diff.add_argument("tree", metavar="TREE")
-    diff.add_argument("--since", required=True, metavar="G", help="the older generation (epoch.sequence; 1.0 is the empty volume)")
+    diff.add_argument(
+        "--since",
+        required=True,
+        metavar="G",
+        help="the older generation (epoch.sequence; 1.0 is the empty volume)",
+    )
     diff.add_argument("--to", metavar="G", help="the newer one (default: the newest)")
     diff.add_argument("--totals", action="store_true", help="sums only, not every extent")
     diff.set_defaults(run=run_diff)
 
-    check = commands.add_parser("verify", help="compare a node with its parent, or the whole tree with the root", parents=common)
+    check = commands.add_parser(
+        "verify", help="compare a node with its parent, or the whole tree with the root", parents=common
+    )
     check.add_argument("tree", metavar="TREE[/NODE]")
     check.add_argument("--at", metavar="G", help="at this generation (default: the newest that both have)")
     check.set_defaults(run=run_verify)
@@ -159,7 +166,9 @@ def _pairs(tree: Tree, node: str) -> list[tuple[Member, Member]]:
         return [(member, parent)]
     root = tree.root
     if root is None:
-        raise errors.Unreachable(f"the root of {tree.name} cannot be reached", "Compare single nodes: verify TREE/NODE.")
+        raise errors.Unreachable(
+            f"the root of {tree.name} cannot be reached", "Compare single nodes: verify TREE/NODE."
+        )
     return [(m, root) for m in tree.members.values() if m is not root]
 
 
@@ -213,7 +222,9 @@ def _print(verdict: verify.Verdict) -> None:
             f"checksums of the OSDs, {render.size(verdict.read_bytes)} by reading"
         )
     else:
-        print(f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in {len(verdict.differences)} objects:")
+        print(
+            f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in {len(verdict.differences)} objects:"
+        )
         for found in verdict.differences:
             where = ", ".join(f"{offset}+{length}" for offset, length in found.extents)
             print(f"  object {found.object_number}: {where}")
@@ -229,8 +240,6 @@ def run_marks(session: Session) -> int:
     if session.json:
         session.put({"marks": [asdict(mark) for mark in found]}, "")
     else:
-        rows = [
-            (m.site, m.kind, f"{m.tree or '?'}/{m.node or '?'}", m.where, m.detail) for m in found
-        ]
+        rows = [(m.site, m.kind, f"{m.tree or '?'}/{m.node or '?'}", m.where, m.detail) for m in found]
         render.table(("SITE", "KIND", "WHOSE", "WHERE", "WHAT"), rows)
     return failed[0].exit_code if failed else 0

@@ -27,17 +27,34 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add = commands.add_parser("add", help="add a node to a tree", parents=parents)
     add.add_argument("node", metavar="TREE/NODE")
     add.add_argument("--parent", required=True, metavar="NAME", help="the node it hangs under")
-    add.add_argument("--kind", required=True, choices=("mirror", "clone"), help="a copy of its own, or a clone of the nearest replica")
+    add.add_argument(
+        "--kind",
+        required=True,
+        choices=("mirror", "clone"),
+        help="a copy of its own, or a clone of the nearest replica",
+    )
     add.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
-    add.add_argument("--history", action="store_true", help="seed with the oldest generation and follow, not with the newest alone")
+    add.add_argument(
+        "--history",
+        action="store_true",
+        help="seed with the oldest generation and follow, not with the newest alone",
+    )
     _layout(add)
     add.set_defaults(run=run_add)
 
-    remove = commands.add_parser("remove", aliases=["rm"], help="take a node away, its image to the RBD trash", parents=parents)
+    remove = commands.add_parser(
+        "remove", aliases=["rm"], help="take a node away, its image to the RBD trash", parents=parents
+    )
     remove.add_argument("node", metavar="TREE/NODE")
-    remove.add_argument("--expiry", metavar="DURATION", help="how long the trash keeps it, such as 7d (default: [trash] expiry, 1d)")
     remove.add_argument(
-        "--forget", action="store_true", help="its cluster is gone for good: take away only what its parent knows of it"
+        "--expiry",
+        metavar="DURATION",
+        help="how long the trash keeps it, such as 7d (default: [trash] expiry, 1d)",
+    )
+    remove.add_argument(
+        "--forget",
+        action="store_true",
+        help="its cluster is gone for good: take away only what its parent knows of it",
     )
     remove.set_defaults(run=run_remove)
 
@@ -46,7 +63,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     detach.set_defaults(run=run_detach)
 
     back = commands.add_parser(
-        "rollback", help="return a diverged node to its newest generation; what was written is kept", parents=parents
+        "rollback",
+        help="return a diverged node to its newest generation; what was written is kept",
+        parents=parents,
     )
     back.add_argument("node", metavar="TREE/NODE")
     back.set_defaults(run=run_rollback)
@@ -83,12 +102,22 @@ def _wish(session: Session) -> membership.Wish:
 
 def run_init(session: Session) -> int:
     given = session.options
-    tree, node, spec = check_name("tree", given.tree), check_name("node", given.node), ImageSpec.parse(given.image)
+    tree, node, spec = (
+        check_name("tree", given.tree),
+        check_name("node", given.node),
+        ImageSpec.parse(given.image),
+    )
     forest = session.forest()
     document = membership.init(session.sites, forest, tree, node, spec, _wish(session), dry_run=session.dry_run)
     verb = "would be" if session.dry_run else "is"
     session.put(
-        {"tree": tree, "id": document.tree_id, "node": node, "image": document.ref.image_spec, "dry_run": session.dry_run},
+        {
+            "tree": tree,
+            "id": document.tree_id,
+            "node": node,
+            "image": document.ref.image_spec,
+            "dry_run": session.dry_run,
+        },
         f"{tree}/{node} {verb} the root of {tree}, on {document.ref.image_spec}",
     )
     return 0
@@ -103,7 +132,14 @@ def run_add(session: Session) -> int:
     if kind is Kind.CLONE and (given.object_size or given.stripe_unit or given.data_pool or given.history):
         raise errors.UsageError("a clone takes its layout and history from what it is cloned from")
     document = membership.add(
-        session.sites, session.forest(), name, given.parent, kind, spec, _wish(session), dry_run=session.dry_run
+        session.sites,
+        session.forest(),
+        name,
+        given.parent,
+        kind,
+        spec,
+        _wish(session),
+        dry_run=session.dry_run,
     )
     verb = "would be" if session.dry_run else "is"
     session.put(
@@ -165,7 +201,10 @@ def _forget(session: Session, member: Member) -> int:
     if not session.dry_run:
         membership.forget_upstream(session.sites, parent.ref, parent.replica, edge)
     verb = "would forget" if session.dry_run else "forgot"
-    return _left(session, f"{parent.full_name} {verb} {member.ref.name}; its image {member.ref.image_spec} was not touched")
+    return _left(
+        session,
+        f"{parent.full_name} {verb} {member.ref.name}; its image {member.ref.image_spec} was not touched",
+    )
 
 
 def run_rollback(session: Session) -> int:
@@ -175,6 +214,9 @@ def run_rollback(session: Session) -> int:
         return _left(session, f"{document.full_name} would return to {document.position}; what it holds now is kept")
     with progress.reporter(session) as reporter:
         said = rollback.roll_back(
-            session.sites, Node(node.pool, node.node_id, node.name), reporter, session.config.trash_expiry_seconds
+            session.sites,
+            Node(node.pool, node.node_id, node.name),
+            reporter,
+            session.config.trash_expiry_seconds,
         )
     return _left(session, said)

@@ -9,7 +9,7 @@ from rbdtree.ports import Silent
 from .session import Session
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 
 class Bars:
@@ -86,5 +86,3 @@ def reporter(session: Session) -> "Bars | Notes":
     if session.options.no_progress or session.json or not sys.stderr.isatty():
         return Notes()
     return Bars()
-
-

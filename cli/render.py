@@ -1,5 +1,6 @@
 """Everything a person reads that is more than a line: rich tables over the engine's values."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rbdtree.engine.report import LogEntry, NodeReport, TreeReport
@@ -143,7 +144,7 @@ def log(entries: list[LogEntry]) -> None:
     table(("GENERATION", "CUT", "SIZE", "DELTA", "NODES"), rows, right=(2, 3))
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
     """Prints a plain table."""
     from rich.table import Table
 

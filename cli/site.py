@@ -16,12 +16,18 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     ls = actions.add_parser("ls", help="list the sites", parents=[options.common()])
     ls.set_defaults(run=site_ls)
     check = actions.add_parser(
-        "check", help="connect to each: version, health, what its key may do, what is missing", parents=[options.common()]
+        "check",
+        help="connect to each: version, health, what its key may do, what is missing",
+        parents=[options.common()],
     )
     check.add_argument("site", nargs="*", help="only these")
     check.set_defaults(run=site_check)
-    caps = commands.add_parser("caps", help="print the cephx caps a role needs, least privilege", parents=[options.common()])
-    caps.add_argument("role", choices=tuple(ROLES), help="; ".join(f"{role}: {text}" for role, (text, _) in ROLES.items()))
+    caps = commands.add_parser(
+        "caps", help="print the cephx caps a role needs, least privilege", parents=[options.common()]
+    )
+    caps.add_argument(
+        "role", choices=tuple(ROLES), help="; ".join(f"{role}: {text}" for role, (text, _) in ROLES.items())
+    )
     caps.add_argument("--pool", default="rbd", help="pool, or pool/namespace (default rbd)")
     caps.add_argument("--client", default="client.rbdtree", help="name of the key (default client.rbdtree)")
     caps.set_defaults(run=print_caps)
@@ -62,7 +68,9 @@ def site_check(session: Session) -> int:
 
 
 def _print(report: SiteReport) -> None:
-    print(f"{report.site}: {report.version or 'Ceph of unknown version'}, {report.health or 'health unknown'}, fsid {report.fsid}")
+    print(
+        f"{report.site}: {report.version or 'Ceph of unknown version'}, {report.health or 'health unknown'}, fsid {report.fsid}"
+    )
     print(f"  key   {report.client}" + "".join(f"  {who} '{what}'" for who, what in report.caps.items()))
     for place in report.places:
         may = "reads and writes" if place.write else "reads only" if place.read else "no access"
@@ -74,7 +82,10 @@ def _print(report: SiteReport) -> None:
 
 
 ROLES = {
-    "reader": ("status, log, diff, verify", ("mon 'profile rbd-read-only'", "osd 'profile rbd-read-only pool={pool}{ns}'")),
+    "reader": (
+        "status, log, diff, verify",
+        ("mon 'profile rbd-read-only'", "osd 'profile rbd-read-only pool={pool}{ns}'"),
+    ),
     "child": (
         "a cluster that receives: writes images and documents, fences dead workers",
         ("mon 'profile rbd'", "osd 'profile rbd pool={pool}{ns}'"),
@@ -86,7 +97,10 @@ ROLES = {
             "osd 'profile rbd-read-only pool={pool}{ns}, allow rwx pool={pool}{ns} object_prefix rbdtree'",
         ),
     ),
-    "root": ("the cluster of the root: init, cut, clones beside it", ("mon 'profile rbd'", "osd 'profile rbd pool={pool}{ns}'")),
+    "root": (
+        "the cluster of the root: init, cut, clones beside it",
+        ("mon 'profile rbd'", "osd 'profile rbd pool={pool}{ns}'"),
+    ),
 }
 
 

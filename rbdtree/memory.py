@@ -1,7 +1,7 @@
 """``ports`` in memory, for property tests of plans and the engine; the conformance suite keeps it honest.
 
-It misbehaves where librbd does: a diff reports what was written rather than what changed, an object born after the start
-snapshot is reported whole, and the cheap diff overlooks what a shrink with a snapshot took away.
+It misbehaves where librbd does: a diff reports what was written rather than what changed, an object born after the
+start snapshot is reported whole, and the cheap diff overlooks what a shrink with a snapshot took away.
 """
 
 import itertools
@@ -126,9 +126,7 @@ class Image:
             return Extents.of((n * unit, unit) for n in whole)
         start = self._find(since)
         until = self._at.at if self._at else next(self._storage.numbers)
-        between = [
-            s.entry.size_bytes for s in self._volume.snapshots if start.at < s.at < until and whole_object
-        ]
+        between = [s.entry.size_bytes for s in self._volume.snapshots if start.at < s.at < until and whole_object]
         pairs: list[tuple[int, int]] = []
         for change in self._volume.changes:
             if not start.at < change.at < until:
@@ -507,5 +505,3 @@ def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: byt
                 for objects in (volume.objects, *(s.objects for s in volume.snapshots)):
                     old = objects[number]
                     objects[number] = old[:offset] + data + old[offset + len(data) :]
-
-

@@ -83,7 +83,8 @@ class Image(Protocol):
     def changed(self, since: str | None, offset: int, length: int, *, whole_object: bool) -> list[Span]:
         """A superset of what changed between snapshot ``since`` (None: since the image was empty) and what is open.
 
-        Ascending. ``whole_object`` rounds to objects and is cheap; it may miss what a shrink and a later grow took away.
+        Ascending. ``whole_object`` rounds to objects and is cheap; it may miss what a shrink and a later grow took
+        away.
         """
 
     def own_data(self) -> bool:
@@ -164,8 +165,9 @@ class Pool(Protocol):
         """``Exists`` when the object is there."""
 
     def swap_document(self, name: str, revision: int, text: str, claim: str | None = None) -> None:
-        """Compare-and-swap in one operation; ``Changed`` when the revision moved, ``Fenced`` when ``claim`` (a cookie)
-        is not held."""
+        """Compare-and-swap in one operation.
+
+        ``Changed`` when the revision moved, ``Fenced`` when ``claim`` (a cookie) is not held."""
 
     def remove_document(self, name: str, revision: int) -> None: ...
 

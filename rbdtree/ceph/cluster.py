@@ -48,7 +48,8 @@ class Cluster:
         self._checksums: Checksums | None = None
         if not site.conf.is_file():
             raise errors.NotFound(
-                f"site {site.name}: there is no {site.conf}", "Correct 'conf' of this site in the configuration."
+                f"site {site.name}: there is no {site.conf}",
+                "Correct 'conf' of this site in the configuration.",
             )
         try:
             with translated(f"connect to site {site.name}"):

@@ -55,9 +55,7 @@ class Image:
         if not size:
             return False
         with translated(f"diff {self._what}"):
-            self._image.diff_iterate(
-                0, size, None, lambda at, _n, _e: spans.append(at), False, True
-            )
+            self._image.diff_iterate(0, size, None, lambda at, _n, _e: spans.append(at), False, True)
         return bool(spans)
 
     def ancestor(self) -> Ancestor | None:

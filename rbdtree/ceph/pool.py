@@ -52,7 +52,10 @@ class Pool:
 
     def image_id(self, name: str) -> str | None:
         try:
-            with translated(f"open image {self.path}/{name}"), rbd.Image(self.ioctx, name, read_only=True) as image:
+            with (
+                translated(f"open image {self.path}/{name}"),
+                rbd.Image(self.ioctx, name, read_only=True) as image,
+            ):
                 return str(image.id())
         except errors.NotFound:
             return None
@@ -136,9 +139,7 @@ class Pool:
                 if cookie is not None:
                     op.execute("lock", "assert_locked", claim.assertion(cookie))
                 op.omap_cmp("revision", str(revision), rados.LIBRADOS_CMPXATTR_OP_EQ)
-                self.ioctx.set_omap(
-                    op, ("revision", "document"), (str(revision + 1).encode(), text.encode())
-                )
+                self.ioctx.set_omap(op, ("revision", "document"), (str(revision + 1).encode(), text.encode()))
                 self.ioctx.operate_write_op(op, name)
         except errors.Busy as error:
             raise errors.Fenced(f"the claim on {self.path}/{name} was lost") from error
@@ -185,7 +186,11 @@ class Pool:
                 raise errors.Exists(f"{key} is in {self.path}/{DIRECTORY} already") from error
 
     def remove_entry(self, key: str) -> None:
-        with suppress(errors.NotFound), translated(f"write {self.path}/{DIRECTORY}"), rados.WriteOpCtx() as op:
+        with (
+            suppress(errors.NotFound),
+            translated(f"write {self.path}/{DIRECTORY}"),
+            rados.WriteOpCtx() as op,
+        ):
             self.ioctx.remove_omap_keys(op, (key,))
             self.ioctx.operate_write_op(op, DIRECTORY)
 

@@ -22,7 +22,8 @@ class Sites:
     def cluster(self, site: str) -> Cluster:
         if site not in self._sites:
             raise errors.NotFound(
-                f"there is no site {site!r} in the configuration", f"It has: {', '.join(self._sites) or 'none'}."
+                f"there is no site {site!r} in the configuration",
+                f"It has: {', '.join(self._sites) or 'none'}.",
             )
         with self._guards[site]:
             if site not in self._clusters:

@@ -48,7 +48,13 @@ def worker_name() -> str:
 def _owner(purpose: str) -> str:
     pid = os.getpid()
     return json.dumps(
-        {"worker": worker_name(), "machine": _machine(), "pid": pid, "started": _started(pid), "doing": purpose}
+        {
+            "worker": worker_name(),
+            "machine": _machine(),
+            "pid": pid,
+            "started": _started(pid),
+            "doing": purpose,
+        }
     )
 
 
@@ -127,7 +133,8 @@ class Claim:
             renewed = seen is not None and (seen.cookie, seen.expires) != (info.cookie, info.expires)
             if time.monotonic() > patience or (renewed and not self._wait):
                 raise errors.Busy(
-                    f"{describe(info)} is at work on {self.node.name}", "Let it finish, or stop it, then run this again."
+                    f"{describe(info)} is at work on {self.node.name}",
+                    "Let it finish, or stop it, then run this again.",
                 )
             seen = seen or info
             time.sleep(_POLL)

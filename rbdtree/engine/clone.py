@@ -58,7 +58,7 @@ class CloneEdge:
             node=self.name,
             image=document.ref.image_spec,
             upstream=upstream,
-            recorded=document.newest and document.newest.position,
+            recorded=document.newest_position,
             pending=Pending(document.intent.since, document.intent.target) if document.intent else None,
             held=ends.held_by(above, document.edge),
         )
@@ -66,7 +66,7 @@ class CloneEdge:
         current = self.child.pool.image_id(document.ref.image)
         if current is None and (made or not document.image_id):
             return state
-        if current != document.image_id and current != made:
+        if current not in (document.image_id, made):
             gone = ImageGone(self.name, document.ref.image_spec, document.image_id, current)
             return replace(state, gone=gone)
         image = self.child.pool.open(current or document.image_id)
@@ -79,10 +79,16 @@ class CloneEdge:
     def _stands_on(self, image: Image, above: NodeDocument) -> tuple[Position | None, str]:
         ancestor = image.ancestor()
         if ancestor is None:
-            return self.document.newest and self.document.newest.position, "was flattened: it stands on no snapshot"
+            return (
+                self.document.newest_position,
+                "was flattened: it stands on no snapshot",
+            )
         named = parse_snapshot_name(ancestor.snapshot)
         if named is None or ancestor.image_id != above.image_id:
-            return None, f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica"
+            return (
+                None,
+                f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica",
+            )
         if image.own_data():
             return named[1], "holds data of its own: somebody wrote to it"
         if image.snapshots():
@@ -149,7 +155,9 @@ class CloneEdge:
             ancestor = image.ancestor()
             image.close()
             if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
-                raise errors.Exists(f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again.")
+                raise errors.Exists(
+                    f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again."
+                )
         else:
             made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
         marks.mark_image(pool, made, self.document)

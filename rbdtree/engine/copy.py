@@ -3,7 +3,8 @@
     plan thread -> extents -> [read] -> digest -> split at zeroes -> [write to each target] -> progress
                                  bounded by bytes in flight, never by a count
 
-One thread drives; librbd's callbacks only put events into its queue. The first error of a target ends that target alone;
+One thread drives; librbd's callbacks only put events into its queue. The first error of a target ends that target
+alone;
 the first error of the source ends the copy. Chunks finish in any order; ``done_bytes`` is the offset below which all
 have, and what a restart begins from.
 """
@@ -107,8 +108,8 @@ _Event = _Planned | _PlanEnded | _Read | _Compared | _Wrote
 def chunks(pairs: Iterable[Pair], chunk: int = CHUNK, near: int = NEAR) -> Iterable[tuple[int, int, list[Pair]]]:
     """(start, end, extents inside) of the reads for ascending extents.
 
-        |--chunk--|--chunk--|
-          xx  x xxxxxx    x        two reads in the first chunk if the gap is not near, one each in the others
+    |--chunk--|--chunk--|
+      xx  x xxxxxx    x        two reads in the first chunk if the gap is not near, one each in the others
     """
     start = end = -1
     pieces: list[Pair] = []
@@ -184,7 +185,7 @@ class Copy:
                     return
                 self._events.put(_Planned(pairs))
             self._events.put(_PlanEnded())
-        except BaseException as error:  # noqa: BLE001 - carried to the driving thread and raised there
+        except BaseException as error:
             self._events.put(_PlanEnded(error))
 
     def _drive(self) -> None:
@@ -349,5 +350,3 @@ class Copy:
                     piece = b"" if zero else chunk.data[start:end]
                     self._write_piece(chunk, target, chunk.start + start, end - start, piece)
         self._less(chunk)
-
-

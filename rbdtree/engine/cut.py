@@ -32,7 +32,14 @@ def cut(node: Node) -> Generation:
         try:
             document = _finish(node, document, image, claim)
             position = _next(document)
-            intent = Intent(position, document.newest and document.newest.position, image.size(), time.time(), worker_name(), "")
+            intent = Intent(
+                position,
+                document.newest_position,
+                image.size(),
+                time.time(),
+                worker_name(),
+                "",
+            )
             document = node.update(lambda d: replace(d, intent=intent), claim.cookie)
             claim.check()
             snapshot = image.create_snapshot(snapshot_name(document.tree_id, position))
@@ -73,7 +80,9 @@ def _settle(node: Node, document: NodeDocument, snapshot: Snapshot, claim: Claim
     )
     return node.update(
         lambda d: replace(
-            d.with_generation(generation), intent=None, last_sequence=max(d.last_sequence, intent.target.sequence)
+            d.with_generation(generation),
+            intent=None,
+            last_sequence=max(d.last_sequence, intent.target.sequence),
         ),
         claim.cookie,
     )

@@ -1,7 +1,7 @@
 """Where sibling edges meet before they copy: those that need the same delta share one read of it.
 
-An edge that comes to copy waits until every sibling has come too, is done, or takes too long to decide; then the first of
-those with equal keys copies for all of them.
+An edge that comes to copy waits until every sibling has come too, is done, or takes too long to decide; then the
+first of those with equal keys copies for all of them.
 """
 
 import threading
@@ -104,7 +104,7 @@ class Desk:
         error: BaseException | None = None
         try:
             copy.run()
-        except BaseException as failure:  # noqa: BLE001 - handed to every edge that waits for this copy
+        except BaseException as failure:
             error = failure
             self._record(group, copy.copied.done_bytes)
         for ticket in group:
@@ -119,4 +119,3 @@ class Desk:
                     ticket.record(done_bytes)
                 except errors.Error as error:
                     ticket.request.target.failed = error
-

@@ -28,7 +28,8 @@ def between(tree: Tree, since: Position, to: Position | None) -> Difference:
     if since >= target:
         raise errors.UsageError(f"generation {since} is not older than {target}", "Give the older one with --since.")
     holders = sorted(
-        (m for m in tree.members.values() if m.document and m.kind is not Kind.CLONE), key=lambda m: m.kind != Kind.ROOT
+        (m for m in tree.members.values() if m.document and m.kind is not Kind.CLONE),
+        key=lambda m: m.kind != Kind.ROOT,
     )
     for member in holders:
         document, node = member.document, member.node

@@ -178,10 +178,6 @@ def _hearsay(tree: Tree, parent_id: str, children: tuple[Child, ...], problems: 
     for child in children:
         if child.ref.node_id not in tree.members:
             problem = next((str(p) for p in problems if child.ref.site in str(p)), "its document was not found")
-            tree.members[child.ref.node_id] = Member(
-                child.ref, child.kind, parent_id, told=child, problem=problem
-            )
+            tree.members[child.ref.node_id] = Member(child.ref, child.kind, parent_id, told=child, problem=problem)
         if child.summary and tree.members[child.ref.node_id].document is None:
             _hearsay(tree, child.ref.node_id, child.summary.children, problems)
-
-

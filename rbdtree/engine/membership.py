@@ -96,9 +96,7 @@ def init(
     return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
 
 
-def _resumed_root(
-    forest: Forest, tree_name: str, node_name: str, pool: Pool, spec: ImageSpec
-) -> NodeDocument | None:
+def _resumed_root(forest: Forest, tree_name: str, node_name: str, pool: Pool, spec: ImageSpec) -> NodeDocument | None:
     """The root that an interrupted ``init`` left; ``Exists`` for a finished one."""
     for tree in forest.trees:
         if tree.name != tree_name:
@@ -106,7 +104,13 @@ def _resumed_root(
         root = tree.root
         document = root.document if root else None
         if document and document.phase == JOINING:
-            here = (document.ref.fsid, document.ref.pool, document.ref.namespace, document.ref.image, document.name)
+            here = (
+                document.ref.fsid,
+                document.ref.pool,
+                document.ref.namespace,
+                document.ref.image,
+                document.name,
+            )
             if here == (pool.fsid, pool.name, pool.namespace, spec.image, node_name):
                 return document
         where = f": {root.ref.name} ({root.ref.image_spec})" if root else ""
@@ -257,9 +261,7 @@ def _make_mirror(replica: Node, pool: Pool, spec: ImageSpec, wish: Wish) -> str:
     return pool.create_image(spec.image, 0, layout, wish.data_pool)
 
 
-def leave(
-    sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float, dry_run: bool = False
-) -> str:
+def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float, dry_run: bool = False) -> str:
     """Takes a node out of its tree; returns in a sentence what became of its image.
 
     ``keep``: the image stays as an ordinary one; otherwise it goes to the RBD trash for ``expiry_seconds``.

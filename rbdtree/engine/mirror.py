@@ -38,7 +38,12 @@ class MirrorEdge:
     """An edge to a mirror, under the child's claim; without a claim it only observes. Close it after use."""
 
     def __init__(
-        self, sites: Sites, child: Node, claim: Claim | None, reporter: Reporter, now: Callable[[], float] = time.time
+        self,
+        sites: Sites,
+        child: Node,
+        claim: Claim | None,
+        reporter: Reporter,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.child = child
         self._claim = claim
@@ -104,7 +109,7 @@ class MirrorEdge:
     def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...]]:
         document = self.upstream.read()
         try:
-            image = self._open_source(document, document.newest and document.newest.position)
+            image = self._open_source(document, document.newest_position)
         except errors.NotFound:
             image = self._open_source(document, None)
         return document, ends.present(document, image)
@@ -293,7 +298,8 @@ class MirrorEdge:
         head.flush()
         if head.size() != source.size():
             raise errors.Diverged(
-                f"{self.name}: {self.document.ref.image_spec} was resized during the copy", "Run the sync again."
+                f"{self.name}: {self.document.ref.image_spec} was resized during the copy",
+                "Run the sync again.",
             )
         self._check()
         with suppress(errors.Exists):
@@ -316,9 +322,7 @@ class MirrorEdge:
             above.created if above else self._intent().started,
             above.delta_bytes if above else None,
         )
-        self._update(
-            lambda d: replace(d.with_generation(generation), intent=None, distrust="", epoch=position.epoch)
-        )
+        self._update(lambda d: replace(d.with_generation(generation), intent=None, distrust="", epoch=position.epoch))
 
 
 def _without(generations: tuple[Generation, ...], position: Position) -> tuple[Generation, ...]:

@@ -114,7 +114,7 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
             problem = str(error)
     if document.phase:
         problem = problem or f"{document.phase}: run the command again to finish"
-    generations, seconds, size = _lag(tree, document.newest and document.newest.position)
+    generations, seconds, size = _lag(tree, document.newest_position)
     return NodeReport(
         name=document.name,
         node_id=document.ref.node_id,
@@ -123,7 +123,7 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         site=document.ref.site,
         image=document.ref.image_spec,
         state=state,
-        position=document.newest and document.newest.position,
+        position=document.newest_position,
         size_bytes=document.newest.size_bytes if document.newest else None,
         lag_generations=0 if document.kind is Kind.ROOT else generations,
         lag_seconds=0 if document.kind is Kind.ROOT else seconds,
@@ -186,7 +186,7 @@ def log(tree: Tree, node: str = "") -> list[LogEntry]:
     """Newest first; of one node, or of everything that any node has."""
     holders: dict[Position, list[str]] = {}
     best: dict[Position, LogEntry] = {}
-    members = [tree.member(node)] if node else [m for m in _ordered(tree)]
+    members = [tree.member(node)] if node else list(_ordered(tree))
     for member in _ordered(tree):
         for g in member.document.generations if member.document else ():
             holders.setdefault(g.position, []).append(member.ref.name)

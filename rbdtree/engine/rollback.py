@@ -59,4 +59,3 @@ def _renew_clone(node: Node, document: NodeDocument, claim: Claim, expiry_second
         f"{document.ref.image_spec} is in the trash for {expiry_seconds:g} s ('rbd trash restore {document.image_id}' "
         "brings it back); the next sync makes a new clone"
     )
-

@@ -106,7 +106,7 @@ class Sync:
                 self._clone(node, outcome)
         except errors.Error as error:
             outcome.error = self._explain(child, error)
-        except Exception as error:  # noqa: BLE001 - a defect in one edge must not stop its siblings
+        except Exception as error:
             outcome.error = errors.Bug(f"{outcome.node}: {type(error).__name__}: {error}")
             outcome.error.__cause__ = error
         outcome.seconds = time.monotonic() - began
@@ -152,15 +152,16 @@ class Sync:
     def _clone(self, node: Node, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
             self._rounds(
-                CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds), outcome, None, claim
+                CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds),
+                outcome,
+                None,
+                claim,
             )
 
     def _claimed(self, node: Node) -> "Claim | nullcontext[None]":
         return nullcontext() if self._dry_run else Claim(node, "sync")
 
-    def _rounds(
-        self, edge: MirrorEdge | CloneEdge, outcome: Outcome, desk: Desk | None, claim: Claim | None
-    ) -> None:
+    def _rounds(self, edge: MirrorEdge | CloneEdge, outcome: Outcome, desk: Desk | None, claim: Claim | None) -> None:
         for _ in range(_ROUNDS):
             if not self._round(edge, outcome, desk, claim):
                 return

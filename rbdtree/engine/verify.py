@@ -1,6 +1,8 @@
 """Are two nodes equal at a generation? Checksums by the OSDs first, reading only where these cannot tell.
 
-An OSD's checksum covers one object of one image, so it tells something only when both images are cut alike; objects that
+An OSD's checksum covers one object of one image, so it tells something only when both images are cut alike; objects
+tha
+that
 one side does not have (holes, a clone's parent), and objects whose checksums differ (a hole at the end may or may not be
 part of an object), are read.
 """
@@ -34,7 +36,8 @@ class Difference:
 
 @dataclass
 class Verdict:
-    """What comparing a node with another found. Equal when there are no differences and no error.
+    """What comparing a node with another found. Equal when there are no differences and no
+    error.
 
     ``checksummed_bytes`` were compared by the OSDs, ``read_bytes`` by reading both sides, ``structural`` says when a clone
     was found to stand on the compared snapshot without data of its own.
@@ -65,12 +68,15 @@ def _common(mine: NodeDocument, theirs: NodeDocument, at: Position | None) -> Po
         return at
     if not both:
         raise errors.NotFound(
-            f"{mine.full_name} and {theirs.full_name} have no generation in common yet", "Run 'rbdtree sync' first."
+            f"{mine.full_name} and {theirs.full_name} have no generation in common yet",
+            "Run 'rbdtree sync' first.",
         )
     return max(both)
 
 
-def verify(sites: Sites, tree: Tree, member: Member, against: Member, at: Position | None, reporter: Reporter) -> Verdict:
+def verify(
+    sites: Sites, tree: Tree, member: Member, against: Member, at: Position | None, reporter: Reporter
+) -> Verdict:
     """Compares one node with another (its parent, or the root), at ``at`` or their newest common generation."""
     verdict = Verdict(f"{tree.name}/{member.ref.name}", f"{tree.name}/{against.ref.name}")
     try:
@@ -129,9 +135,7 @@ def _against(
         image.close()
 
 
-def compare(
-    source: Image, image: Image, mine: str | None, theirs: str, verdict: Verdict, reporter: Reporter
-) -> None:
+def compare(source: Image, image: Image, mine: str | None, theirs: str, verdict: Verdict, reporter: Reporter) -> None:
     """All bytes of the two; what differs goes into the verdict. ``mine``/``theirs``: the snapshots they are open at."""
     if source.size() != image.size():
         raise errors.Integrity(
@@ -148,9 +152,7 @@ def compare(
                 pair = [askers.submit(one.checksums, batch) for one in (source, image)]
                 suspects = _suspects(batch, pair[0].result(), pair[1].result(), source, image)
                 verdict.checksummed_bytes += (len(batch) - len(suspects)) * image.layout.object_bytes
-            ranges = [
-                (n * image.layout.object_bytes, min(size, (n + 1) * image.layout.object_bytes)) for n in suspects
-            ]
+            ranges = [(n * image.layout.object_bytes, min(size, (n + 1) * image.layout.object_bytes)) for n in suspects]
             for (low, high), found in zip(ranges, readers.map(_reader(source, image), ranges), strict=True):
                 verdict.read_bytes += high - low
                 if found:

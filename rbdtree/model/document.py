@@ -112,8 +112,8 @@ class Intent:
 class NodeDocument:
     """One node. ``generations`` are those its own image carries (a clone node lists the one it is over).
 
-    ``phase`` is empty but while the node joins or leaves its tree (``joining``, ``removing``, ``detaching``): the command
-    that died there goes on when it is run again.
+    ``phase`` is empty but while the node joins or leaves its tree (``joining``, ``removing``, ``detaching``): the
+    command that died there goes on when it is run again.
     """
 
     tree_id: str
@@ -147,6 +147,10 @@ class NodeDocument:
         return self.generations[-1] if self.generations else None
 
     @property
+    def newest_position(self) -> Position | None:
+        return self.generations[-1].position if self.generations else None
+
+    @property
     def position(self) -> Position:
         return self.generations[-1].position if self.generations else START
 
@@ -161,9 +165,7 @@ class NodeDocument:
         return replace(self, holds=(*others, hold))
 
     def without_holds(self, owner: str, position: Position | None = None) -> "NodeDocument":
-        kept = tuple(
-            h for h in self.holds if h.owner != owner or (position is not None and h.position != position)
-        )
+        kept = tuple(h for h in self.holds if h.owner != owner or (position is not None and h.position != position))
         return replace(self, holds=kept)
 
     def with_generation(self, generation: Generation) -> "NodeDocument":

@@ -98,3 +98,6 @@ class Extents:
         edges = ((start, 0), *inside, (end, 0))
         gaps = ((a[0] + a[1], b[0] - a[0] - a[1]) for a, b in pairwise(edges))
         return Extents(tuple(gap for gap in gaps if gap[1] > 0))
+
+
+NOTHING = Extents()

@@ -55,7 +55,8 @@ class ImageSpec:
         parts = path.split("/")
         if not colon or not 1 <= len(parts) <= 3 or not all(_CEPH_NAME.fullmatch(part) for part in parts):
             raise errors.UsageError(
-                f"{text!r} is not an image spec", "Write SITE:[POOL/[NAMESPACE/]]IMAGE, for example b:rbd/vol1."
+                f"{text!r} is not an image spec",
+                "Write SITE:[POOL/[NAMESPACE/]]IMAGE, for example b:rbd/vol1.",
             )
         check_name("site", site)
         pool = parts[0] if len(parts) > 1 else DEFAULT_POOL

@@ -2,16 +2,25 @@
 
     upstream    1.3  1.4  1.5          downstream  1.2  1.3         path  1.4  1.5
 
-Per generation of the path: hold, intend, copy, seal, settle, release the one before. An interrupted target is finished, or
+Per generation of the path: hold, intend, copy, seal, settle, release the one before. An interrupted target is
+finished, or
 rolled back when it is gone; never skipped to a newer one from a half-applied head. Planning again after any prefix of a
 plan yields what was left of it.
 """
 
 from dataclasses import dataclass, field
 
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Position
-from rbdtree.plan.conflict import CloneChanged, Conflict, HeadChanged, HeadResized, ImageGone, InUse, NoCommonGeneration
+from rbdtree.plan.conflict import (
+    CloneChanged,
+    Conflict,
+    HeadChanged,
+    HeadResized,
+    ImageGone,
+    InUse,
+    NoCommonGeneration,
+)
 from rbdtree.plan.step import (
     Abandon,
     Clone,
@@ -45,6 +54,8 @@ class Pending:
 class MirrorState:
     """An edge to a mirror, as seen. Positions ascend.
 
+
+
     ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded downstream,
     but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the newest downstream
     generation (or against emptiness), when no intent is pending.
@@ -57,7 +68,7 @@ class MirrorState:
     lost: tuple[Position, ...] = ()
     pending: Pending | None = None
     held: frozenset[Position] = field(default_factory=frozenset)
-    changed: Extents = Extents()
+    changed: Extents = NOTHING
     head_bytes: int = 0
     expected_bytes: int = 0
     history: bool = False
@@ -68,54 +79,19 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     """Steps to ``goal`` (None: the newest generation upstream)."""
     if state.gone:
         return state.gone
-    steps: list[Step] = []
-    base = max(state.downstream, default=None)
-    sealed = set(state.downstream)
-    held = set(state.held)
-    pending = state.pending
-    steps += [Forget(position) for position in state.lost]
-
-    if pending and not pending.rollback and pending.target in sealed:
-        # Died between seal and settle: the copy is complete.
-        steps.append(Settle(pending.target))
-        base = pending.target
-    elif pending:
-        finish = not pending.rollback and pending.target in state.upstream and _can_diff(pending, state)
-        if finish:
-            if pending.target not in held:
-                steps.append(Hold(pending.target))
-                held.add(pending.target)
-            steps += [Copy(pending.since, pending.target), Seal(pending.target), Settle(pending.target)]
-            base = pending.target
-            sealed.add(base)
-        else:
-            target = pending.target if pending.rollback else _rollback_target(state)
-            if target is None:
-                return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
-            if not pending.rollback:
-                steps.append(Intend(target, target))
-            steps += [RollBack(target), Abandon()]
-            base = target if target.sequence else None
-    elif state.lost and (base is None or max(state.lost) > base):
-        # The head should equal a generation whose snapshot is gone: nothing is left to compare it with.
-        common = _rollback_target(state)
-        if common is None or not common.sequence:
-            return NoCommonGeneration(state.node, max(state.upstream, default=None), max(state.lost))
-        steps += [Intend(common, common), RollBack(common), Abandon()]
-        base = common
-    elif state.changed:
-        return HeadChanged(state.node, state.image, base, state.changed)
-    elif base and state.head_bytes != state.expected_bytes:
-        return HeadResized(state.node, state.image, base, state.head_bytes, state.expected_bytes)
-
-    path = _path(state, base, max(sealed, default=None), goal)
+    start = _mend(state)
+    if not isinstance(start, _Start):
+        return start
+    steps: list[Step] = [*(Forget(position) for position in state.lost), *start.steps]
+    base, held = start.base, set(state.held) | start.held
+    path = _path(state, base, max({*state.downstream, *start.sealed}, default=None), goal)
     if path and base and base not in state.upstream:
-        common = max((p for p in sealed if p in state.upstream), default=None)
+        # What the head has was removed upstream: go back to what both ends still have.
+        common = max((p for p in state.downstream if p in state.upstream), default=None)
         if common is None:
             return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
-        steps += [Intend(common, common), RollBack(common), Abandon()]
+        steps += _rolling_back(common)
         base = common
-
     for target in path:
         if target not in held:
             steps.append(Hold(target))
@@ -133,6 +109,54 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     return tuple(steps)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Steps that make the head a whole generation again (``base``; None: empty), and what they seal and hold."""
+
+    steps: tuple[Step, ...]
+    base: Position | None
+    sealed: frozenset[Position] = frozenset()
+    held: frozenset[Position] = frozenset()
+
+
+def _mend(state: MirrorState) -> _Start | Conflict:
+    """Where the path can begin: finish or undo what is pending, refuse what somebody else did to the head."""
+    base = max(state.downstream, default=None)
+    if state.pending:
+        return _finish(state, state.pending, base)
+    if state.lost and (base is None or max(state.lost) > base):
+        # The head should equal a generation whose snapshot is gone: nothing is left to compare it with.
+        common = _rollback_target(state)
+        if common is None or not common.sequence:
+            return NoCommonGeneration(state.node, max(state.upstream, default=None), max(state.lost))
+        return _Start(_rolling_back(common), common)
+    if state.changed:
+        return HeadChanged(state.node, state.image, base, state.changed)
+    if base and state.head_bytes != state.expected_bytes:
+        return HeadResized(state.node, state.image, base, state.head_bytes, state.expected_bytes)
+    return _Start((), base)
+
+
+def _finish(state: MirrorState, pending: Pending, base: Position | None) -> _Start | Conflict:
+    target = pending.target
+    if not pending.rollback and target in state.downstream:
+        # Died between seal and settle: the copy is complete.
+        return _Start((Settle(target),), target)
+    if not pending.rollback and target in state.upstream and _can_diff(pending, state):
+        hold: Plan = () if target in state.held else (Hold(target),)
+        ending = (Copy(pending.since, target), Seal(target), Settle(target))
+        return _Start((*hold, *ending), target, frozenset({target}), frozenset({target}))
+    back = target if pending.rollback else _rollback_target(state)
+    if back is None:
+        return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
+    steps = _rolling_back(back)
+    return _Start(steps[1:] if pending.rollback else steps, back if back.sequence else None)
+
+
+def _rolling_back(target: Position) -> Plan:
+    return (Intend(target, target), RollBack(target), Abandon())
+
+
 def _can_diff(pending: Pending, state: MirrorState) -> bool:
     return pending.since is None or pending.since in state.upstream
 
@@ -145,20 +169,17 @@ def _rollback_target(state: MirrorState) -> Position | None:
     return common
 
 
-def _path(
-    state: MirrorState, base: Position | None, newest: Position | None, goal: Position | None
-) -> list[Position]:
+def _path(state: MirrorState, base: Position | None, newest: Position | None, goal: Position | None) -> list[Position]:
     floor = max((p for p in (base, newest) if p), default=None)
-    ahead = [
-        p for p in state.upstream if (floor is None or p > floor) and (goal is None or p <= goal)
-    ]
+    ahead = [p for p in state.upstream if (floor is None or p > floor) and (goal is None or p <= goal)]
     if floor is None and not state.history:
         return ahead[-1:]
     return ahead
 
 
 @dataclass(frozen=True, slots=True)
-class CloneState:
+class
+CloneState:
     """An edge to a clone node, as seen.
 
     ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why the
