@@ -84,7 +84,7 @@ def _print(report: SiteReport) -> None:
 ROLES = {
     "reader": (
         "status, log, diff, verify",
-        ("mon 'profile rbd-read-only'", "osd 'profile rbd-read-only pool={pool}{ns}'"),
+        ("mon 'allow r'", "osd 'profile rbd-read-only pool={pool}{ns}'"),
     ),
     "child": (
         "a cluster that receives: writes images and documents, fences dead workers",
@@ -93,7 +93,7 @@ ROLES = {
     "parent": (
         "a cluster that is copied from: reads images, writes holds into documents",
         (
-            "mon 'profile rbd-read-only'",
+            "mon 'profile rbd'",
             "osd 'profile rbd-read-only pool={pool}{ns}, allow rwx pool={pool}{ns} object_prefix rbdtree'",
         ),
     ),

@@ -59,7 +59,7 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClaimInfo:
-    """Who holds a claim: ``owner`` as the holder wrote it, ``expires`` as the OSD says (opaque, changes when renewed)."""
+    """Who holds a claim: ``owner`` as the holder wrote it; ``expires`` (opaque) changes when it is renewed."""
 
     cookie: str
     owner: str

@@ -146,8 +146,10 @@ class Image:
             return sorted({str(w["addr"]) for w in self._image.watchers_list()} - {mine})
 
     def lock_owner(self) -> str | None:
+        # Not lock_get_owners: it is EINVAL on an image opened read-only. An unlocked image answers with an empty list.
         with translated(f"lock owner of {self._what}"):
-            return next((str(owner["owner"]) for owner in self._image.lock_get_owners()), None)
+            found = self._image.list_lockers()
+        return str(found["lockers"][0][2]) if isinstance(found, dict) and found["lockers"] else None
 
     def break_lock(self, owner: str) -> None:
         with translated(f"break the lock of {owner} on {self._what}"):

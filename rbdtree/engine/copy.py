@@ -4,9 +4,8 @@
                                  bounded by bytes in flight, never by a count
 
 One thread drives; librbd's callbacks only put events into its queue. The first error of a target ends that target
-alone;
-the first error of the source ends the copy. Chunks finish in any order; ``done_bytes`` is the offset below which all
-have, and what a restart begins from.
+alone; the first error of the source ends the copy. Chunks finish in any order; ``done_bytes`` is the offset below
+which all have, and what a restart begins from.
 """
 
 import queue

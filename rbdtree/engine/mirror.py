@@ -137,7 +137,7 @@ class MirrorEdge:
     def _fence(self, intent: Intent) -> None:
         """A worker that held the claim before us and did not say goodbye may come back and write."""
         self._reporter.note(self.name, f"takes over from {intent.worker}, which left at {intent.done_bytes} bytes")
-        image = self.child.pool.open(self.document.image_id)
+        image = self.child.pool.open(self.document.image_id, read_only=False)
         try:
             if image.lock_owner() == intent.client:
                 image.break_lock(intent.client)

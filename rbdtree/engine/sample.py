@@ -11,7 +11,7 @@ PIECE = 64 << 10
 
 
 def first_difference(source: Image, head: Image, since: str | None, until: str) -> int | None:
-    """Offset of a piece outside the delta in which the two images differ, None when all that were looked at are equal."""
+    """Offset of a piece outside the delta in which the two images differ, None when all looked at are equal."""
     if since is None:
         return None
     size = min(source.size(), head.size())

@@ -1,10 +1,8 @@
 """Are two nodes equal at a generation? Checksums by the OSDs first, reading only where these cannot tell.
 
 An OSD's checksum covers one object of one image, so it tells something only when both images are cut alike; objects
-tha
-that
-one side does not have (holes, a clone's parent), and objects whose checksums differ (a hole at the end may or may not be
-part of an object), are read.
+that one side does not have (holes, a clone's parent), and objects whose checksums differ (a hole at the end may or
+may not be part of an object), are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,11 +34,10 @@ class Difference:
 
 @dataclass
 class Verdict:
-    """What comparing a node with another found. Equal when there are no differences and no
-    error.
+    """What comparing a node with another found. Equal when there are no differences and no error.
 
-    ``checksummed_bytes`` were compared by the OSDs, ``read_bytes`` by reading both sides, ``structural`` says when a clone
-    was found to stand on the compared snapshot without data of its own.
+    ``checksummed_bytes`` were compared by the OSDs, ``read_bytes`` by reading both sides, ``structural`` says when a
+    clone was found to stand on the compared snapshot without data of its own.
     """
 
     node: str

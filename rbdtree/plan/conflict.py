@@ -62,7 +62,8 @@ class NoCommonGeneration:
 
     def error(self) -> errors.Error:
         return errors.Diverged(
-            f"{self.node} (newest {self.downstream}) has no generation in common with its parent (newest {self.upstream})",
+            f"{self.node} (newest {self.downstream}) has no generation in common with its parent "
+            f"(newest {self.upstream})",
             f"Copy it anew: 'rbdtree remove {self.node}', then 'rbdtree add' it again.",
         )
 
@@ -79,7 +80,8 @@ class ImageGone:
     def error(self) -> errors.Error:
         if self.replaced_by:
             return errors.Diverged(
-                f"{self.node}: {self.image} was replaced: it has id {self.replaced_by}, the node's image was {self.image_id}",
+                f"{self.node}: {self.image} was replaced: it has id {self.replaced_by}, "
+                f"the node's image was {self.image_id}",
                 f"Move the other image away and restore the node's ('rbd trash ls'), or 'rbdtree remove {self.node}' "
                 "(the other image is left alone) and add it again.",
             )

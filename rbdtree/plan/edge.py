@@ -3,9 +3,8 @@
     upstream    1.3  1.4  1.5          downstream  1.2  1.3         path  1.4  1.5
 
 Per generation of the path: hold, intend, copy, seal, settle, release the one before. An interrupted target is
-finished, or
-rolled back when it is gone; never skipped to a newer one from a half-applied head. Planning again after any prefix of a
-plan yields what was left of it.
+finished, or rolled back when it is gone; never skipped to a newer one from a half-applied head. Planning again after
+any prefix of a plan yields what was left of it.
 """
 
 from dataclasses import dataclass, field
@@ -54,11 +53,9 @@ class Pending:
 class MirrorState:
     """An edge to a mirror, as seen. Positions ascend.
 
-
-
-    ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded downstream,
-    but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the newest downstream
-    generation (or against emptiness), when no intent is pending.
+    ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded
+    downstream, but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the
+    newest downstream generation (or against emptiness), when no intent is pending.
     """
 
     node: str
@@ -178,12 +175,11 @@ def _path(state: MirrorState, base: Position | None, newest: Position | None, go
 
 
 @dataclass(frozen=True, slots=True)
-class
-CloneState:
+class CloneState:
     """An edge to a clone node, as seen.
 
-    ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why the
-    image is not a clean clone of ours; ``used_by`` are the clients that have it open.
+    ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why
+    the image is not a clean clone of ours; ``used_by`` are the clients that have it open.
     """
 
     node: str
