@@ -7,6 +7,7 @@ start snapshot is reported whole, and the cheap diff overlooks what a shrink wit
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,6 +30,13 @@ class _Change(NamedTuple):
     shrink: bool
 
 
+class _Held(NamedTuple):
+    cookie: str
+    address: str
+    owner: str
+    expires: float
+
+
 @dataclass
 class _Snapshot:
     entry: Snapshot
@@ -49,7 +57,7 @@ class _Volume:
     snapshots: list[_Snapshot] = field(default_factory=list)
     changes: list[_Change] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
-    watchers: set[str] = field(default_factory=set)
+    watchers: Counter[str] = field(default_factory=Counter)
     lock_owner: str | None = None
 
 
@@ -59,7 +67,7 @@ class _Place:
     trash: dict[str, tuple[str, _Volume]] = field(default_factory=dict)
     documents: dict[str, tuple[int, str]] = field(default_factory=dict)
     entries: dict[str, str] = field(default_factory=dict)
-    claims: dict[str, tuple[str, str, float]] = field(default_factory=dict)
+    claims: dict[str, _Held] = field(default_factory=dict)
     capacity: int | None = None
 
 
@@ -73,6 +81,16 @@ class Storage:
         self.numbers = itertools.count(1)
         self.fenced: set[str] = set()
         self.guard = threading.RLock()
+
+    def fence(self, address: str) -> None:
+        """That client can do nothing any more, and holds no image open."""
+        with self.guard:
+            self.fenced.add(address)
+            for place in self.places.values():
+                for volume in (*place.images.values(), *(volume for _, volume in place.trash.values())):
+                    volume.watchers.pop(address, None)
+                    if volume.lock_owner == address:
+                        volume.lock_owner = None
 
     def limit(self, pool: str, objects: int | None) -> None:
         """A pool takes this many objects and no more."""
@@ -92,8 +110,9 @@ class Image:
         self._volume = volume
         self._read_only = read_only or snapshot is not None
         self._at = self._find(snapshot) if snapshot is not None else None
+        self._open = True
         if not self._read_only:
-            volume.watchers.add(pool.address)
+            volume.watchers[pool.address] += 1
 
     def _find(self, name: str) -> _Snapshot:
         found = next((s for s in self._volume.snapshots if s.entry.name == name), None)
@@ -126,6 +145,8 @@ class Image:
             return Extents.of((n * unit, unit) for n in whole)
         start = self._find(since)
         until = self._at.at if self._at else next(self._storage.numbers)
+        if start.at > until:
+            raise errors.NotFound(f"snapshot {since} is younger than what image {self.image_id} is open at")
         between = [s.entry.size_bytes for s in self._volume.snapshots if start.at < s.at < until and whole_object]
         pairs: list[tuple[int, int]] = []
         for change in self._volume.changes:
@@ -198,10 +219,13 @@ class Image:
         if self._pool.address in self._storage.fenced:
             raise errors.Fenced("this client was fenced")
 
-    def _writable(self) -> None:
+    def _changeable(self) -> None:
         self._alive()
         if self._read_only:
             raise errors.Busy(f"image {self.image_id} is open read-only")
+
+    def _writable(self) -> None:
+        self._changeable()
         self._volume.lock_owner = self._pool.address
 
     def _write(self, offset: int, length: int, data: bytes | None) -> None:
@@ -249,7 +273,7 @@ class Image:
 
     def create_snapshot(self, name: str) -> Snapshot:
         with self._storage.guard:
-            self._alive()
+            self._changeable()
             if any(s.entry.name == name for s in self._volume.snapshots):
                 raise errors.Exists(f"snapshot {name} exists")
             at = next(self._storage.numbers)
@@ -259,44 +283,48 @@ class Image:
 
     def remove_snapshot(self, name: str) -> None:
         with self._storage.guard:
-            self._alive()
+            self._changeable()
             self._volume.snapshots.remove(self._find(name))
 
     def metadata(self) -> dict[str, str]:
         return dict(self._volume.metadata)
 
     def set_metadata(self, key: str, value: str) -> None:
-        self._alive()
+        self._changeable()
         self._volume.metadata[key] = value
 
     def remove_metadata(self, key: str) -> None:
-        self._alive()
+        self._changeable()
         self._volume.metadata.pop(key, None)
 
     def fast_diff(self) -> bool:
         return True
 
     def watchers(self) -> list[str]:
-        return sorted(self._volume.watchers - {self._pool.address})
+        return sorted(set(self._volume.watchers) - {self._pool.address})
 
     def lock_owner(self) -> str | None:
         return self._volume.lock_owner
 
     def break_lock(self, owner: str) -> None:
         with self._storage.guard:
-            self._storage.fenced.add(owner)
-            self._volume.watchers.discard(owner)
-            self._volume.lock_owner = None
+            self._changeable()
+            if self._volume.lock_owner != owner:
+                raise errors.Busy(f"image {self.image_id} is not locked by {owner}")
+            self._storage.fence(owner)
 
     def checksums(self, objects: list[int]) -> list[int | None]:
         found = (self._objects.get(number) for number in objects)
         return [None if data is None else xxhash.xxh64_intdigest(data) for data in found]
 
     def close(self) -> None:
-        if not self._read_only:
-            self._volume.watchers.discard(self._pool.address)
-            if self._volume.lock_owner == self._pool.address:
-                self._volume.lock_owner = None
+        with self._storage.guard:
+            if self._open and not self._read_only:
+                self._volume.watchers[self._pool.address] -= 1
+                self._volume.watchers += Counter()
+                if not self._volume.watchers[self._pool.address] and self._volume.lock_owner == self._pool.address:
+                    self._volume.lock_owner = None
+            self._open = False
 
 
 class Pool:
@@ -328,28 +356,34 @@ class Pool:
     def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
         del data_pool
         with self.storage.guard:
+            self._alive()
             if name in self.place.images:
                 raise errors.Exists(f"image {name} exists")
             volume = self.place.images[name] = _Volume(f"{next(self.storage.numbers):x}", size, layout)
             return volume.image_id
 
     def open(self, image_id: str, snapshot: str | None = None, *, read_only: bool = True) -> Image:
-        return Image(self, self._volume(image_id), snapshot, read_only)
+        with self.storage.guard:
+            self._alive()
+            return Image(self, self._volume(image_id), snapshot, read_only)
 
     def clone(self, image_id: str, snapshot: str, into: PoolPort, name: str) -> str:
         if not isinstance(into, Pool):
             raise errors.Bug("a clone into a pool of another kind")
         with self.storage.guard:
+            self._alive()
             over = Image(self, self._volume(image_id), snapshot, True)
             clone = into.create_image(name, over.size(), over.layout, None)
             volume = into.place.images[name]
             found = next(s for s in self._volume(image_id).snapshots if s.entry.name == snapshot)
             volume.parent = ((self.name, self.namespace), self._volume(image_id), found)
             volume.overlap = over.size()
+            volume.metadata = dict(self._volume(image_id).metadata)
             return clone
 
     def rename(self, name: str, new: str) -> None:
         with self.storage.guard:
+            self._alive()
             if new in self.place.images:
                 raise errors.Exists(f"image {new} exists")
             if name not in self.place.images:
@@ -359,19 +393,28 @@ class Pool:
     def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
         del expiry_seconds
         with self.storage.guard:
+            self._alive()
             if self.image_id(name) != image_id:
                 raise errors.NotFound(f"image {name} is not the one with id {image_id}")
-            if self._volume(image_id).watchers - {self.address}:
-                raise errors.Busy(f"image {name} is in use")
             self.place.trash[image_id] = (name, self.place.images.pop(name))
 
     def purge(self, image_id: str) -> None:
-        self.place.trash.pop(image_id, None)
+        with self.storage.guard:
+            self._alive()
+            _, volume = self.place.trash.get(image_id, ("", None))
+            if volume is None:
+                return
+            if volume.snapshots:
+                raise errors.NotEmpty(f"image {image_id} has snapshots")
+            if volume.watchers:
+                raise errors.Busy(f"image {image_id} is in use")
+            del self.place.trash[image_id]
 
     def trashed(self) -> list[ImageEntry]:
         return [ImageEntry(image_id, name) for image_id, (name, _) in self.place.trash.items()]
 
     def read_document(self, name: str) -> tuple[int, str] | None:
+        self._alive()
         return self.place.documents.get(name)
 
     def create_document(self, name: str, text: str) -> None:
@@ -388,9 +431,9 @@ class Pool:
     def swap_document(self, name: str, revision: int, text: str, claim: str | None = None) -> None:
         with self.storage.guard:
             self._alive()
-            self._compare(name, revision)
-            if claim is not None and self._holder(name) != claim:
+            if name in self.place.documents and claim is not None and self._holder(name) != (claim, self.address):
                 raise errors.Fenced(f"the claim on {name} was lost")
+            self._compare(name, revision)
             self.place.documents[name] = (revision + 1, text)
 
     def _compare(self, name: str, revision: int) -> None:
@@ -408,6 +451,7 @@ class Pool:
             self.place.claims.pop(name, None)
 
     def entries(self) -> dict[str, str]:
+        self._alive()
         return dict(self.place.entries)
 
     def add_entry(self, key: str, value: str) -> None:
@@ -420,33 +464,39 @@ class Pool:
         self._alive()
         self.place.entries.pop(key, None)
 
-    def _holder(self, name: str) -> str | None:
+    def _holder(self, name: str) -> tuple[str, str] | None:
+        """Cookie and address of whoever holds a claim that has not expired."""
         held = self.place.claims.get(name)
-        return held[0] if held and held[2] > self.storage.clock() else None
+        return (held.cookie, held.address) if held and held.expires > self.storage.clock() else None
 
     def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
         with self.storage.guard:
             self._alive()
             if name not in self.place.documents:
                 raise errors.NotFound(f"{name} is gone")
-            if self._holder(name) not in (None, cookie):
+            if self._holder(name) not in (None, (cookie, self.address)):
                 raise errors.Busy(f"{name} is claimed")
-            self.place.claims[name] = (cookie, owner, self.storage.clock() + seconds)
+            self.place.claims[name] = _Held(cookie, self.address, owner, self.storage.clock() + seconds)
 
     def unclaim(self, name: str, cookie: str) -> None:
+        self._drop_claim(name, (cookie, self.address))
+
+    def _drop_claim(self, name: str, holder: tuple[str, str]) -> None:
         with self.storage.guard:
-            if self._holder(name) == cookie:
+            self._alive()
+            if self._holder(name) == holder:
                 del self.place.claims[name]
 
     def claimed(self, name: str) -> ClaimInfo | None:
         with self.storage.guard:
+            self._alive()
             if self._holder(name) is None:
                 return None
-            cookie, owner, expires = self.place.claims[name]
-            return ClaimInfo(cookie, owner, repr(expires), "")
+            held = self.place.claims[name]
+            return ClaimInfo(held.cookie, held.owner, repr(held.expires), held.address)
 
     def break_claim(self, name: str, info: ClaimInfo) -> None:
-        self.unclaim(name, info.cookie)
+        self._drop_claim(name, (info.cookie, info.holder))
 
     def full(self) -> str | None:
         used = sum(len(volume.objects) for volume in self.place.images.values())
@@ -476,7 +526,7 @@ class Cluster:
         return self._address
 
     def fence(self, address: str) -> None:
-        self.storage.fenced.add(address)
+        self.storage.fence(address)
 
     def close(self) -> None:
         return

@@ -47,7 +47,7 @@ class CloneEdge:
 
     def observe(self) -> CloneState:
         """The replica's generations, and where the clone stands."""
-        self.document = document = self.child.read()
+        self.document = document = ends.read_settled(self.child)
         above = self.upstream.read()
         replica = self.upstream.pool.open(above.image_id)
         try:

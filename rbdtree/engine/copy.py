@@ -11,7 +11,7 @@ which all have, and what a restart begins from.
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +30,8 @@ WINDOW = 96 << 20
 """Bytes in flight, a buffer counted once when read and once for every target it is written to."""
 _OVERHEAD = 2048
 _WAIT = 0.5
-_PLANNED_AHEAD = 64
+_PLANNED_AHEAD = 100_000
+"""Extents planned but not submitted: some 20 MiB of them; below that, the total is known early."""
 
 
 @dataclass
@@ -74,6 +75,7 @@ class _Chunk:
 @dataclass
 class _Planned:
     pairs: list[Pair]
+    total_bytes: int
 
 
 @dataclass
@@ -150,12 +152,14 @@ class Copy:
         self._compare = compare
         self._window = window
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._backlog: deque[tuple[int, int, list[Pair]]] = deque()
+        self._backlog: Iterator[tuple[int, int, list[Pair]]] = iter(())
+        self._batches: deque[list[Pair]] = deque()
         self._open: deque[_Chunk] = deque()
         self._in_flight = 0
         self._planning = True
-        self._ahead = threading.Semaphore(_PLANNED_AHEAD)
-        self._stop_planning = threading.Event()
+        self._ahead = 0
+        self._room = threading.Condition()
+        self._stop_planning = False
         self._planned_bytes = 0
         self._fatal: BaseException | None = None
         self.copied = Copied()
@@ -167,8 +171,9 @@ class Copy:
         try:
             self._drive()
         finally:
-            self._stop_planning.set()
-            self._ahead.release()
+            with self._room:
+                self._stop_planning = True
+                self._room.notify_all()
             planner.join()
         if self._fatal:
             raise self._fatal
@@ -177,12 +182,12 @@ class Copy:
     def _plan(self) -> None:
         try:
             for pairs in self._planned:
-                while not self._ahead.acquire(timeout=_WAIT):
-                    if self._stop_planning.is_set():
+                with self._room:
+                    self._room.wait_for(lambda: self._ahead < _PLANNED_AHEAD or self._stop_planning)
+                    self._ahead += len(pairs)
+                    if self._stop_planning:
                         return
-                if self._stop_planning.is_set():
-                    return
-                self._events.put(_Planned(pairs))
+                self._events.put(_Planned(pairs, sum(length for _, length in pairs)))
             self._events.put(_PlanEnded())
         except BaseException as error:
             self._events.put(_PlanEnded(error))
@@ -191,7 +196,7 @@ class Copy:
         while True:
             if self._fatal is None:
                 self._submit()
-            if not self._open and (self._fatal is not None or (not self._planning and not self._backlog)):
+            if not self._open and (self._fatal is not None or not self._planning):
                 return
             try:
                 event = self._events.get(timeout=_WAIT)
@@ -216,8 +221,11 @@ class Copy:
             self._fatal = self._fatal or error
 
     def _submit(self) -> None:
-        while self._backlog and (self._in_flight < self._window or not self._open):
-            start, end, pieces = self._backlog.popleft()
+        while self._in_flight < self._window or not self._open:
+            following = self._next()
+            if following is None:
+                return
+            start, end, pieces = following
             copies = 1 + sum(1 for target in self._targets if not target.failed)
             chunk = _Chunk(start, end, pieces, (end - start) * copies + _OVERHEAD)
             self._open.append(chunk)
@@ -226,6 +234,20 @@ class Copy:
                 self._source.submit_read(start, end - start, partial(self._put_read, chunk))
             except errors.Error as error:
                 self._events.put(_Read(chunk, error))
+
+    def _next(self) -> tuple[int, int, list[Pair]] | None:
+        """The next read, of the batch at hand or of the one after it; None when no more is planned yet."""
+        while True:
+            following = next(self._backlog, None)
+            if following is not None:
+                return following
+            if not self._batches:
+                return None
+            pairs = self._batches.popleft()
+            self._backlog = iter(chunks(pairs))
+            with self._room:
+                self._ahead -= len(pairs)
+                self._room.notify_all()
 
     def _put_read(self, chunk: _Chunk, result: bytes | Exception) -> None:
         if isinstance(result, bytes):
@@ -242,11 +264,9 @@ class Copy:
                 self._less(chunk)
             case _Compared(chunk, target, result):
                 self._compared(chunk, target, result)
-            case _Planned(pairs):
-                self._ahead.release()
-                for start, end, pieces in chunks(pairs):
-                    self._planned_bytes += sum(length for _, length in pieces)
-                    self._backlog.append((start, end, pieces))
+            case _Planned(pairs, total_bytes):
+                self._planned_bytes += total_bytes
+                self._batches.append(pairs)
             case _PlanEnded(error):
                 self._planning = False
                 self.copied.total_bytes = self._planned_bytes

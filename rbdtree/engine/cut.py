@@ -21,7 +21,7 @@ _EXACT_OBJECTS = 4096
 def cut(node: Node) -> Generation:
     """Waits for another cut that is under way."""
     with Claim(node, "cut", wait=True) as claim:
-        document = node.read()
+        document = ends.read_settled(node)
         if document.kind is not Kind.ROOT:
             raise errors.UsageError(f"{document.full_name} is not the root: generations are cut there")
         gone = ends.find_gone(node, document)

@@ -27,6 +27,17 @@ def source_node(sites: Sites, document: NodeDocument) -> Node:
     return parent if replica.node_id == parent.node_id else Node.at(sites, replica)
 
 
+def read_settled(node: Node) -> NodeDocument:
+    """The document of a node that is neither joining nor leaving its tree; ``Busy`` for one that is."""
+    document = node.read()
+    if document.phase:
+        raise errors.Busy(
+            f"{document.full_name} is {document.phase}, and that was not finished",
+            "Run that command again: it goes on where it stopped.",
+        )
+    return document
+
+
 def present(document: NodeDocument, image: Image) -> tuple[Generation, ...]:
     """The recorded generations whose very snapshot (name and id) the image has."""
     seen = {(s.name, s.snapshot_id) for s in image.snapshots()}

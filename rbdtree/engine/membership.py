@@ -294,7 +294,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
             forget_upstream(sites, document.parent, document.replica, document.edge)
-    _unregister(node)
+        _unregister(node)
     return said
 
 

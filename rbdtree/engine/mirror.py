@@ -77,7 +77,7 @@ class MirrorEdge:
 
     def observe(self) -> MirrorState:
         """Both ends, read at the same time. Fences a predecessor that may still be alive."""
-        self.document = self.child.read()
+        self.document = ends.read_settled(self.child)
         gone = None if self._head else ends.find_gone(self.child, self.document)
         if gone:
             return MirrorState(self.name, gone.image, (), gone=gone)

@@ -96,12 +96,9 @@ class Sync:
         outcome = Outcome(f"{tree.name}/{child.ref.name}")
         began = time.monotonic()
         try:
-            node, document = document_of(child)
-            if document.kind is Kind.MIRROR:
-                try:
-                    self._mirror(node, desk, outcome)
-                finally:
-                    desk.leave()
+            node, _ = document_of(child)
+            if child.kind is Kind.MIRROR:
+                self._mirror(node, desk, outcome)
             else:
                 self._clone(node, outcome)
         except errors.Error as error:
@@ -109,6 +106,9 @@ class Sync:
         except Exception as error:
             outcome.error = errors.Bug(f"{outcome.node}: {type(error).__name__}: {error}")
             outcome.error.__cause__ = error
+        finally:
+            if child.kind is Kind.MIRROR:
+                desk.leave()
         outcome.seconds = time.monotonic() - began
         with self._guard:
             self.outcomes[outcome.node] = outcome

@@ -1,0 +1,1 @@
+"""Scenarios on real clusters, through the command line; bytes are compared outside our code."""

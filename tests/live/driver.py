@@ -1,0 +1,131 @@
+"""The command line with orders: ``driver.py '{"kill_after": 7}' COMMAND...`` runs the command and kills itself there.
+
+Orders, all optional:
+    kill_before, kill_after: N   SIGKILL to itself before/after the N-th call that changes something on a cluster
+    kill_event: N                ... at the N-th thing a reporter is told
+    stop_before, stop_after: N   SIGSTOP to itself there
+    only: [..]                   count calls of these names only
+    kill_copied: F               SIGKILL when this fraction of the delta's bytes is through
+    write_seconds: S             every write waits that long before it is submitted
+    claim_seconds: S             how long claims of this process last
+    record_seconds: S            how often progress is recorded
+    log: PATH                    every counted call, one a line
+
+Without a kill the last line of stderr is ``calls N events M``.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+MUTATING = {
+    "rbdtree.ceph.pool.Pool": (
+        "create_image clone rename trash purge create_document swap_document remove_document add_entry remove_entry "
+        "claim unclaim break_claim"
+    ),
+    "rbdtree.ceph.image.Image": (
+        "submit_write submit_zero flush resize create_snapshot remove_snapshot set_metadata remove_metadata break_lock"
+    ),
+    "rbdtree.ceph.cluster.Cluster": "fence",
+}
+
+
+class Driver:
+    """Counts, and dies in time."""
+
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.orders = orders
+        self.calls = 0
+        self.events = 0
+        self._guard = threading.RLock()
+
+    def _signal(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+        # SIGSTOP takes effect between two instructions of any thread.
+        time.sleep(0.01)
+
+    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        only = self.orders.get("only")
+        delay = self.orders.get("write_seconds", 0) if name in ("submit_write", "submit_zero") else 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if delay:
+                time.sleep(delay)
+            if only and name not in only:
+                return call(*args, **kwargs)
+            with self._guard:
+                self.calls += 1
+                number = self.calls
+                self._at("before", number, name)
+                result = call(*args, **kwargs)
+                self._at("after", number, name)
+            return result
+
+        return counted
+
+    def _at(self, when: str, number: int, name: str) -> None:
+        if when == "after" and "log" in self.orders:
+            with open(self.orders["log"], "a") as log:
+                log.write(f"{number} {name}\n")
+        if self.orders.get(f"kill_{when}") == number:
+            self._signal(signal.SIGKILL)
+        if self.orders.get(f"stop_{when}") == number:
+            self._signal(signal.SIGSTOP)
+
+    def event(self, *told: object) -> None:
+        with self._guard:
+            self.events += 1
+            if self.orders.get("kill_event") == self.events:
+                self._signal(signal.SIGKILL)
+
+    def install(self) -> None:
+        for path, names in MUTATING.items():
+            module, _, owner = path.rpartition(".")
+            found = getattr(importlib.import_module(module), owner)
+            for name in names.split():
+                setattr(found, name, self.wrap(name, getattr(found, name)))
+        claim = importlib.import_module("rbdtree.engine.claim")
+        seconds = self.orders.get("claim_seconds")
+        if seconds:
+            claim.SECONDS, claim._RENEW = seconds, seconds / 4
+        if "record_seconds" in self.orders:
+            importlib.import_module("rbdtree.engine.desk")._RECORD_SECONDS = self.orders["record_seconds"]
+        progress = importlib.import_module("rbdtree_cli.progress")
+        driver = self
+
+        class Told(progress.Notes):
+            def step(self, node: str, text: str) -> None:
+                driver.event(node, text)
+
+            def copying(self, node: str, done_bytes: int, total_bytes: int | None) -> None:
+                driver.event(node, done_bytes, total_bytes)
+                fraction = driver.orders.get("kill_copied")
+                if fraction and total_bytes and done_bytes >= fraction * total_bytes:
+                    driver._signal(signal.SIGKILL)
+
+            def finished(self, node: str, text: str) -> None:
+                driver.event(node, text)
+
+        progress.reporter = lambda session: Told()
+
+
+def main() -> None:
+    driver = Driver(json.loads(sys.argv[1]))
+    driver.install()
+    from rbdtree_cli.main import run
+
+    code = run(sys.argv[2:])
+    print(f"calls {driver.calls} events {driver.events}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
