@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import xxhash
@@ -284,7 +284,9 @@ class Image:
     def remove_snapshot(self, name: str) -> None:
         with self._storage.guard:
             self._changeable()
-            self._volume.snapshots.remove(self._find(name))
+            found = self._find(name)
+            self._volume.snapshots.remove(found)
+            found.entry = replace(found.entry, name=f"removed-{found.entry.snapshot_id}")
 
     def metadata(self) -> dict[str, str]:
         return dict(self._volume.metadata)

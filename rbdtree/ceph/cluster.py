@@ -165,7 +165,7 @@ class Cluster:
             if self._checksums:
                 self._checksums.close()
             for pool in self._pools.values():
-                pool.ioctx.close()
+                pool.close()
             self._pools.clear()
             with translated(f"leave site {self.site}"):
                 self._rados.shutdown()

@@ -153,10 +153,15 @@ class Image:
             return sorted({str(w["addr"]) for w in self._image.watchers_list()} - {mine})
 
     def lock_owner(self) -> str | None:
-        # Not lock_get_owners: it is EINVAL on an image opened read-only. An unlocked image answers with an empty list.
         with translated(f"lock owner of {self._what}"):
-            found = self._image.list_lockers()
-        return str(found["lockers"][0][2]) if isinstance(found, dict) and found["lockers"] else None
+            try:
+                return next((str(owner["owner"]) for owner in self._image.lock_get_owners()), None)
+            except rbd.InvalidArgument:
+                # Opened read-only, where librbd knows the lockers as of its last refresh; an empty list when unlocked.
+                found = self._image.list_lockers()
+        if not isinstance(found, dict) or found["tag"] != "internal":
+            return None
+        return next((str(address) for _, _, address in found["lockers"]), None)
 
     def break_lock(self, owner: str) -> None:
         with translated(f"break the lock of {owner} on {self._what}"):

@@ -84,6 +84,11 @@ class CloneEdge:
                 "was flattened: it stands on no snapshot",
             )
         named = parse_snapshot_name(ancestor.snapshot)
+        if named is None and ancestor.image_id == above.image_id:
+            # The snapshot was removed by hand; RBD keeps it below the clone, without its name.
+            intent, recorded = self.document.intent, self.document.newest_position
+            known = intent.target if intent and intent.image_id == image.image_id else recorded
+            named = (self.document.tree_id, known) if known else None
         if named is None or ancestor.image_id != above.image_id:
             return (
                 None,

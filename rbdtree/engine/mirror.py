@@ -218,7 +218,7 @@ class MirrorEdge:
         first, last = self._snapshot(since) if since else None, self._snapshot(target)
         compare = bool(self.document.distrust)
         size = source.size()
-        if intent.done_bytes and first:
+        if intent.done_bytes and first and any(s.name == first for s in head.snapshots()):
             self._check_resumed(head, source, first, last)
         if head.size() != size:
             head.resize(size)

@@ -98,12 +98,17 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
-    if not path:
-        if base and base in state.upstream and base not in held:
-            steps.append(Hold(base))
-            held.add(base)
-        steps += [Release(position) for position in sorted(held - {base})]
+    if base and base in state.upstream:
+        steps += _hold(held, base)
+    steps += [Release(position) for position in sorted(held - {base})]
     return tuple(steps)
+
+
+def _hold(held: set[Position], *positions: Position | None) -> list[Step]:
+    """Holds for those that are not held yet; ``held`` knows them from now on."""
+    missing = [p for p in positions if p and p not in held]
+    held.update(missing)
+    return [Hold(position) for position in missing]
 
 
 @dataclass(frozen=True, slots=True)
