@@ -34,6 +34,14 @@ def entry_text(document: NodeDocument) -> str:
     return json.dumps({"tree_id": document.tree_id, "tree": document.tree, "node": document.name}, sort_keys=True)
 
 
+def entry_names(value: str) -> tuple[str, str]:
+    """(tree, node) of a directory value; empty when it is none of a node's."""
+    with suppress(ValueError, KeyError, TypeError):
+        told = json.loads(value)
+        return str(told["tree"]), str(told["node"])
+    return "", ""
+
+
 def mark_image(pool: Pool, image_id: str, document: NodeDocument) -> None:
     """The image belongs to this node from now on. ``Exists`` when it is another's.
 
