@@ -105,7 +105,8 @@ class Session:
         name = NodeName.parse(text)
         if not name.node:
             raise errors.UsageError(
-                f"{text!r} names a tree; this command wants TREE/NODE", f"See its nodes with 'rbdtree status {name.tree}'."
+                f"{text!r} names a tree; this command wants TREE/NODE",
+                f"See its nodes with 'rbdtree status {name.tree}'.",
             )
         tree = self.tree(name.tree)
         return tree, tree.member(name.node)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,13 +24,15 @@ from rbdtree.engine import delta, desk, forest, marks, membership, mirror, sync
 from rbdtree.engine.claim import SECONDS
 from rbdtree.engine.copy import Target
 from rbdtree.engine.cut import cut
-from rbdtree.engine.forest import Member, Tree
+from rbdtree.engine.forest import Tree
+from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.verify import verify
 from rbdtree.model.document import Kind, NodeDocument, decode
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.model.position import parse_snapshot_name, snapshot_name
 from rbdtree.plan import step as steps
+from rbdtree.plan.edge import MirrorState
 from rbdtree.ports import Layout, Silent
 
 UNIT = 16384
@@ -197,7 +200,8 @@ class Trees(RuleBasedStateMachine):
         def join(sites: Any) -> Any:
             return membership.add(sites, forest.look(sites), name, above.name, kind, spec, wish)
 
-        if self.work(join, dies, "after" if dies and dies % 2 else "before") is None:
+        self.work(join, dies, "after" if dies and dies % 2 else "before")
+        if name.node not in self.documents() or self.documents()[name.node][1].phase:
             self.work(join)
 
     @rule(dies=st.none() | effects, how=ways)
@@ -214,6 +218,8 @@ class Trees(RuleBasedStateMachine):
         assert [o.steps for o in again] == [[]] * len(outcomes)
         assert {site: dict(s.places[PLACE].documents) for site, s in self.storages.items()} == before
         newest = self.documents()["root"][1].newest_position
+        if self.robbed:
+            return
         assert {d.newest_position for _, d in self.documents().values()} == {newest}
         if newest:
             self.work(self.verified)
@@ -243,7 +249,9 @@ class Trees(RuleBasedStateMachine):
         if document is None:
             return
         held = {hold.position for hold in document.holds}
+        robbed = {name for node_name, name in self.robbed if node_name == document.name}
         free = [g for g in document.generations[:-1] if g.position not in held]
+        free = [g for g in free if snapshot_name(document.tree_id, g.position) not in robbed]
         if not free:
             return
         gone = free[number % len(free)]
@@ -290,7 +298,10 @@ class Trees(RuleBasedStateMachine):
             return membership.leave(sites, tree, tree.member(document.name), keep=keep, expiry_seconds=0)
 
         self.work(part, dies)
-        if document.name in self.documents():
+        if document.name not in self.documents():
+            # Whatever happens next in the tree takes along what is left of it.
+            self.work(lambda s: membership._sweep_everywhere(s, document))
+        else:
             assert dies, "it did not leave"
             self.work(part)
         self.left_nothing(document, torn)
@@ -392,6 +403,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads of one object, progress recorded after each: a volume of 128 KiB is copied in many steps."""
     monkeypatch.setattr(copying.chunks, "__defaults__", (UNIT, 4096))
     monkeypatch.setattr(desk, "_RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(desk, "_PATIENCE", 0.05)
 
 
 def run(examples: int, length: int = 30, **more: Any) -> None:
@@ -406,4 +418,110 @@ def run(examples: int, length: int = 30, **more: Any) -> None:
 
 
 def test_trees() -> None:
-    run(int(__import__("os").environ.get("EX", "60")), 50)
+    run(80, 40)
+
+
+# -- bugs on purpose: each must be found
+
+
+def replanned(monkeypatch: pytest.MonkeyPatch, change: Callable[[MirrorState, steps.Plan], steps.Plan]) -> None:
+    right = sync.plan_mirror
+
+    def wrong(state: MirrorState) -> Any:
+        found = right(state)
+        return change(state, found) if isinstance(found, tuple) else found
+
+    monkeypatch.setattr(sync, "plan_mirror", wrong)
+
+
+def seal_before_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_: MirrorState, plan: steps.Plan) -> steps.Plan:
+        found = list(plan)
+        for n, (one, two) in enumerate(pairwise(plan)):
+            if isinstance(one, steps.Copy) and isinstance(two, steps.Seal):
+                found[n], found[n + 1] = two, one
+        return tuple(found)
+
+    replanned(monkeypatch, change)
+
+
+def no_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    replanned(monkeypatch, lambda _, plan: tuple(s for s in plan if not isinstance(s, steps.Hold | steps.Release)))
+
+
+def skip_to_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash the target is not finished: the newest is taken from the half-written head."""
+
+    def change(state: MirrorState, plan: steps.Plan) -> steps.Plan:
+        pending, newest = state.pending, max(state.upstream, default=None)
+        if not pending or pending.rollback or newest is None or newest <= pending.target:
+            return plan
+        if pending.target in state.downstream or pending.since not in (None, *state.upstream):
+            return plan
+        since = pending.since
+        return (
+            steps.Hold(newest),
+            steps.Intend(since, newest),
+            steps.Copy(since, newest),
+            steps.Seal(newest),
+            steps.Settle(newest),
+        )
+
+    replanned(monkeypatch, change)
+
+
+def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intent is kept in memory only."""
+    right = MirrorEdge._intend
+
+    def wrong(self: MirrorEdge, since: Any, target: Any) -> None:
+        update, self._update = self._update, self._remember  # type: ignore[method-assign]
+        right(self, since, target)
+        self._update = update  # type: ignore[method-assign]
+
+    def remember(self: MirrorEdge, change: Callable[[NodeDocument], NodeDocument]) -> None:
+        self.document = change(self.document)
+
+    monkeypatch.setattr(MirrorEdge, "_remember", remember, raising=False)
+    monkeypatch.setattr(MirrorEdge, "_intend", wrong)
+    monkeypatch.setattr(MirrorEdge, "record", lambda *_: None)
+
+
+def release_before_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_: MirrorState, plan: steps.Plan) -> steps.Plan:
+        releases = [s for s in plan if isinstance(s, steps.Release)]
+        others = [s for s in plan if not isinstance(s, steps.Release)]
+        at = next((n for n, s in enumerate(others) if isinstance(s, steps.Copy)), len(others))
+        return (*others[:at], *releases, *others[at:])
+
+    replanned(monkeypatch, change)
+
+
+def elide_all_zeroes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        mirror,
+        "Target",
+        lambda name, image, existing: Target(name, image, Extents()),  # noqa: ARG005
+    )
+
+
+def forget_the_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "_between", lambda *_: [])
+
+
+SEEDED = [
+    seal_before_copy,
+    no_hold,
+    skip_to_the_newest,
+    no_intent,
+    release_before_seal,
+    elide_all_zeroes,
+    forget_the_shrink,
+]
+
+
+@pytest.mark.parametrize("bug", SEEDED, ids=lambda bug: bug.__name__.replace("_", " "))
+def test_the_machine_finds(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever an invariant or the engine says
+        run(400, 40, derandomize=True, database=None, phases=[Phase.generate])
