@@ -1,8 +1,8 @@
 """The right to work on a node: a RADOS lock with an expiry, renewed while its holder lives.
 
 Writes of the document assert the lock in the same operation, so a holder that lost it changes nothing. A holder that
-died on this machine is recognised by its process id and start, and its client is fenced, so that nobody waits for what
-it still holds (RBD's lock and watches outlive their client by 30 s); any other is waited for until its claim expires; one
+died on this machine is recognised by its process id and start, and its client is fenced, so that nobody waits for
+what it still holds (locks and watches outlive their client by 30 s); any other is waited for until its claim expires; one
 that renews is alive, and the newcomer gives way.
 """
 

@@ -51,7 +51,7 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
                 image.create_snapshot(kept)
             finally:
                 image.close()
-            desk = Desk(1, reporter, threading.Event(), copying.WINDOW)
+            desk = Desk(1, reporter, threading.Event(), copying.Window(copying.WINDOW))
             for step in (Intend(target, target), RollBack(target), Abandon()):
                 request = edge.apply(step)
                 if request:
