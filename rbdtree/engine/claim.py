@@ -2,8 +2,8 @@
 
 Writes of the document assert the lock in the same operation, so a holder that lost it changes nothing. A holder that
 died on this machine is recognised by its process id and start, and its client is fenced, so that nobody waits for
-what it still holds (locks and watches outlive their client by 30 s); any other is waited for until its claim expires; one
-that renews is alive, and the newcomer gives way.
+what it still holds (locks and watches outlive their client by 30 s). Any other is waited for until its claim expires;
+one that renews is alive, and the newcomer gives way.
 """
 
 import json

@@ -337,16 +337,16 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
         return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
-        document = node.update(
-            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
-        )
-        if keep and document.intent and document.kind is Kind.MIRROR:
-            node.update(lambda d: replace(d, phase=""), claim.cookie)
+        document = node.read()
+        if keep and not document.phase and document.intent and document.kind is Kind.MIRROR:
             raise errors.Busy(
                 f"{document.full_name} is in the middle of generation {document.intent.target}",
                 f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
                 f"{document.full_name}' first.",
             )
+        document = node.update(
+            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
+        )
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
             forget_upstream(sites, document.parent, document.replica, document.edge)

@@ -92,9 +92,7 @@ class World:
         ended = subprocess.run(
             self._command(words), capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
         )
-        done = Done(
-            tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began
-        )
+        done = Done(tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began)
         if code is not None:
             assert done.code == code, f"exit code {done.code}, not {code}: {done}"
         assert "Traceback" not in done.err, done.err
@@ -151,9 +149,7 @@ class World:
         code: int = 0,
     ) -> Done:
         spec = self.pools.spec(site, image or f"{TREE}-{name}", namespace)
-        return self.cli(
-            "add", f"{TREE}/{name}", "--parent", parent, "--kind", kind, "--image", spec, *more, code=code
-        )
+        return self.cli("add", f"{TREE}/{name}", "--parent", parent, "--kind", kind, "--image", spec, *more, code=code)
 
     def cut(self) -> str:
         return str(self.get("cut", TREE)["generation"])
@@ -202,9 +198,7 @@ class World:
         yield self._ioctxs[key]
 
     @contextmanager
-    def at(
-        self, site: str, name: str | None = None, snapshot: str | None = None, **more: Any
-    ) -> Iterator[Any]:
+    def at(self, site: str, name: str | None = None, snapshot: str | None = None, **more: Any) -> Iterator[Any]:
         """An ``rbd.Image`` of librbd; ``namespace=``, ``image_id=``, ``read_only=``."""
         import rbd
 
@@ -297,9 +291,7 @@ class World:
         """Every sealed generation, wherever it is, holds the root's bytes; with ``current`` everybody is at the newest."""
         documents = self.documents()
         root = next(d for d in documents.values() if d.kind is Kind.ROOT)
-        truth = {
-            g.position: self.hash_of(root, snapshot_name(root.tree_id, g.position)) for g in root.generations
-        }
+        truth = {g.position: self.hash_of(root, snapshot_name(root.tree_id, g.position)) for g in root.generations}
         for name, document in documents.items():
             if document.kind is Kind.CLONE:
                 self._check_clone(name, document, truth)
@@ -339,9 +331,7 @@ class World:
     def _check_clone(self, name: str, document: NodeDocument, truth: dict[Any, str]) -> None:
         if not document.image_id or document.newest is None or document.intent:
             return
-        with self.at(
-            document.ref.site, document.ref.image, namespace=document.ref.namespace, read_only=True
-        ) as image:
+        with self.at(document.ref.site, document.ref.image, namespace=document.ref.namespace, read_only=True) as image:
             assert image.id() == document.image_id, f"{name} is another image"
             if document.newest.position in truth:
                 same = self.digest(image) == truth[document.newest.position]
@@ -370,9 +360,7 @@ class World:
         """What ``marks`` lists belongs to nodes that are there, and nothing else of ours is in the pools."""
         marks, failed = list_marks(self.sites)
         assert not failed, failed
-        documents = [
-            m.document for tree in look(self.sites).trees for m in tree.members.values() if m.document
-        ]
+        documents = [m.document for tree in look(self.sites).trees for m in tree.members.values() if m.document]
         nodes = {d.ref.node_id for d in documents}
         images = {(d.ref.site, d.image_id): d for d in documents}
         places = {(d.ref.site, d.ref.pool, d.ref.namespace, d.ref.image) for d in documents}
