@@ -1,6 +1,7 @@
 """``ports.Image`` over librbd."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ class Image:
         self._what = f"{pool.path}/{image_id}" + (f"@{snapshot}" if snapshot else "")
         self._snapshot = snapshot
         self._closing = threading.Lock()
+        self._changed: dict[tuple[str | None, int, int] | None, list[Span]] = {}
+        self._tracking = threading.Lock()
+        self._completions: deque[rbd.Completion] = deque()
         with translated(f"open image {self._what}"):
             self._image = rbd.Image(pool.ioctx, image_id=image_id, snapshot=snapshot, read_only=read_only)
             self._open = True
@@ -52,8 +56,14 @@ class Image:
         if length <= 0:
             # librbd 16 asserts on an empty range (fixed by Ceph's pull request 58211).
             return spans
+        # What lies between two snapshots stays so: their maps come over the link once.
+        kept = (since, offset, length) if whole_object and self._snapshot else None
+        if kept in self._changed:
+            return self._changed[kept]
         with translated(f"diff {self._what} since {since}"):
             self._image.diff_iterate(offset, length, since, partial(_join, spans), True, whole_object)
+        if kept:
+            self._changed[kept] = spans
         return spans
 
     def own_data(self) -> bool:
@@ -89,16 +99,22 @@ class Image:
             done(from_errno(code, f"read {self._what}") if code < 0 or data is None else data)
 
         with translated(f"read {self._what}"):
-            self._image.aio_read(offset, length, finished)
+            self._remember(self._image.aio_read(offset, length, finished))
 
     def submit_write(self, offset: int, data: bytes, done: WriteDone) -> None:
         with translated(f"write {self._what}"):
-            self._image.aio_write(data, offset, self._written("write", done))
+            self._remember(self._image.aio_write(data, offset, self._written("write", done)))
 
     def submit_zero(self, offset: int, length: int, done: WriteDone) -> None:
         # Not discard: librbd's discard silently skips what is not aligned to 64 KiB.
         with translated(f"zero {self._what}"):
-            self._image.aio_write_zeroes(offset, length, self._written("zero", done))
+            self._remember(self._image.aio_write_zeroes(offset, length, self._written("zero", done)))
+
+    def _remember(self, completion: rbd.Completion) -> None:
+        with self._tracking:
+            self._completions.append(completion)
+            while self._completions and self._completions[0].is_complete():
+                self._completions.popleft()
 
     def _written(self, verb: str, done: WriteDone) -> "Callable[[rbd.Completion], None]":
         def finished(completion: rbd.Completion) -> None:
@@ -178,5 +194,8 @@ class Image:
         with self._closing:
             if self._open:
                 self._open = False
+                # librbd goes on using the image after a callback has told of its end: closed then, memory is torn.
+                for completion in self._completions:
+                    completion.wait_for_complete_and_cb()
                 with translated(f"close {self._what}"):
                     self._image.close()

@@ -100,7 +100,8 @@ def nobody_there(room: Any, site: str) -> Path:
     lines = room.pools.conf(site).read_text().splitlines()
     lines = ["mon host = [v2:127.0.0.1:1]" if line.startswith("mon host") else line for line in lines]
     conf = room.config.with_name("closed.conf")
-    conf.write_text("\n".join(lines))
+    # Ceph wants the last line to end.
+    conf.write_text("\n".join([*lines, ""]))
     return room.without(site, conf)
 
 
@@ -124,9 +125,7 @@ def test_a_cluster_that_is_not_there(room: Any) -> None:
     image = room.spec("b", "x")
     for words in (
         ("sync", "vol"),
-        ("sync", "vol/m"),
         ("remove", "vol/m"),
-        ("detach", "vol/m"),
         ("rollback", "vol/m"),
         ("add", "vol/x", "--parent", "m", "--kind", "mirror", "--image", room.spec("c", "x")),
         ("add", "vol/x", "--parent", "root", "--kind", "mirror", "--image", image),
@@ -188,10 +187,8 @@ def test_a_frozen_monitor(tmp_path: Path, room: Any) -> None:
     [
         ("newer", errno.EOPNOTSUPP, "has document format 999"),
         ("not { JSON", errno.EUCLEAN, "does not hold a node document"),
-        ("[1, 2]", errno.EUCLEAN, "does not hold a node document"),
-        ('{"format": 1, "tree": "vol"}', errno.EUCLEAN, "does not hold a node document"),
     ],
-    ids=["newer", "garbage", "a list", "half of it"],
+    ids=["newer", "garbage"],
 )
 def test_a_document_that_cannot_be_read(room: Any, text: str, code: int, says: str) -> None:
     room.tree()

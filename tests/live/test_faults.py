@@ -16,8 +16,8 @@ from .world import MIB, TREE, World, noise, until
 pytestmark = pytest.mark.ceph
 
 DIVERGED = errno.EUCLEAN
-SLOW = 0.05
-"""Seconds a write waits in a driven sync: makes one of 24 MiB in objects of 1 MiB last over a second."""
+SLOW = 0.1
+"""Seconds between writes in a driven sync: one of 24 MiB in objects of 1 MiB takes over two."""
 
 
 def _pair(world: World, *more: object, data: int = 24) -> None:

@@ -37,6 +37,7 @@ class Fuzz:
         self.world = world
         self.chosen = chosen
         self.users: list[str] = []
+        self.made = 0
         self.said: list[str] = []
 
     def change(self) -> None:
@@ -75,7 +76,8 @@ class Fuzz:
             image.discard(offset, length)
 
     def snapshot(self, image: Any) -> None:
-        self.users.append(f"user{len(self.said)}")
+        self.made += 1
+        self.users.append(f"user{self.made}")
         image.create_snap(self.users[-1])
 
     def unsnapshot(self, image: Any) -> None:

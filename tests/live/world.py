@@ -27,7 +27,7 @@ from rbdtree.engine.marks import list_marks
 from rbdtree.engine.node import Node
 from rbdtree.engine.sync import Sync
 from rbdtree.model.document import Kind, NodeDocument
-from rbdtree.model.position import snapshot_name
+from rbdtree.model.position import Position, snapshot_name
 
 MIB = 1 << 20
 TREE = "vol"
@@ -252,21 +252,23 @@ class World:
         with self.image(node, read_only=True) as image:
             return self.digest(image)
 
-    def hash_of(self, document: NodeDocument, snapshot: str, site: str | None = None) -> str:
-        """Hash of a snapshot of a node's image (computed once: it may not change)."""
+    def hashes(self, document: NodeDocument) -> dict[str, str]:
+        """Hash by name of our snapshots of a node's image (each computed once: it may not change), and of its head as
+        ``""``."""
         ref = document.ref
         with self.at(
-            site or ref.site,
-            None,
-            snapshot,
-            namespace=ref.namespace,
-            image_id=document.image_id,
-            read_only=True,
+            ref.site, None, namespace=ref.namespace, image_id=document.image_id, read_only=True
         ) as image:
-            key = (ref.fsid, document.image_id, image.snap_get_id(snapshot))
-            if key not in self._hashes:
-                self._hashes[key] = self.digest(image)
-            return self._hashes[key]
+            found = {"": self.digest(image)}
+            for snapshot in list(image.list_snaps()):
+                if not _OURS.fullmatch(snapshot["name"]):
+                    continue
+                key = (ref.fsid, document.image_id, snapshot["id"])
+                if key not in self._hashes:
+                    image.set_snap(snapshot["name"])
+                    self._hashes[key] = self.digest(image)
+                found[snapshot["name"]] = self._hashes[key]
+        return found
 
     def forget_hashes(self) -> None:
         """Everything is read anew from here on."""
@@ -291,7 +293,12 @@ class World:
         """Every sealed generation, wherever it is, holds the root's bytes; with ``current`` everybody is at the newest."""
         documents = self.documents()
         root = next(d for d in documents.values() if d.kind is Kind.ROOT)
-        truth = {g.position: self.hash_of(root, snapshot_name(root.tree_id, g.position)) for g in root.generations}
+        seen = self.hashes(root)
+        truth = {
+            g.position: seen[name]
+            for g in root.generations
+            if (name := snapshot_name(root.tree_id, g.position)) in seen
+        }
         for name, document in documents.items():
             if document.kind is Kind.CLONE:
                 self._check_clone(name, document, truth)
@@ -302,33 +309,18 @@ class World:
                 assert document.position == root.position, f"{name} is at {document.position}, not {root.position}"
                 assert not document.distrust, f"{name}: {document.distrust}"
 
-    def _check_mirror(self, name: str, document: NodeDocument, truth: dict[Any, str]) -> None:
-        for generation in document.generations:
-            if generation.position in truth:
-                snapshot = snapshot_name(document.tree_id, generation.position)
-                # No f-string with a document in it: pytest would print pages.
-                same = self.hash_of(document, snapshot) == truth[generation.position]
-                assert same, f"{name}@{snapshot} differs from the root's"
-        # A snapshot is sealed even where the document does not list it yet.
-        with self.at(
-            document.ref.site,
-            None,
-            namespace=document.ref.namespace,
-            image_id=document.image_id,
-            read_only=True,
-        ) as image:
-            ours = [s["name"] for s in image.list_snaps() if _OURS.fullmatch(s["name"])]
-            newest = document.newest
-            if newest and not document.intent and newest.position in truth:
-                same = self.digest(image) == truth[newest.position]
-                assert same, f"the head of {name} is not {newest.position}"
-        named = {snapshot_name(document.tree_id, p): p for p in truth}
-        for snapshot in ours:
-            if snapshot in named:
-                same = self.hash_of(document, snapshot) == truth[named[snapshot]]
-                assert same, f"{name}@{snapshot} differs from the root's"
+    def _check_mirror(self, name: str, document: NodeDocument, truth: dict[Position, str]) -> None:
+        seen = self.hashes(document)
+        # Sealed is what has a snapshot, be it listed in the document yet or not.
+        for position, expected in truth.items():
+            found = seen.get(snapshot_name(document.tree_id, position), expected)
+            assert found == expected, f"{name} at {position} differs from the root"
+        newest = document.newest
+        if newest and not document.intent and newest.position in truth:
+            same = seen[""] == truth[newest.position]
+            assert same, f"the head of {name} is not {newest.position}"
 
-    def _check_clone(self, name: str, document: NodeDocument, truth: dict[Any, str]) -> None:
+    def _check_clone(self, name: str, document: NodeDocument, truth: dict[Position, str]) -> None:
         if not document.image_id or document.newest is None or document.intent:
             return
         with self.at(document.ref.site, document.ref.image, namespace=document.ref.namespace, read_only=True) as image:
