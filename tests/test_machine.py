@@ -552,7 +552,7 @@ def elide_all_zeroes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         mirror,
         "Target",
-        lambda name, image, existing: Target(name, image, Extents()),  # noqa: ARG005
+        lambda name, image, existing: Target(name, image, Extents()),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import rados
@@ -29,6 +30,12 @@ _OPTIONS = {
 }
 
 
+@dataclass
+class _Lane:
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    handle: rados.Rados | None = None
+
+
 class Cluster:
     """A connected site."""
 
@@ -44,6 +51,7 @@ class Cluster:
         if site.keyring:
             self._options["keyring"] = str(site.keyring)
         self._guard = threading.Lock()
+        self._lanes: dict[int, _Lane] = {}
         self._pools: dict[tuple[str, str], Pool] = {}
         self._checksums: Checksums | None = None
         for key, path in (("conf", site.conf), ("keyring", site.keyring)):
@@ -53,9 +61,7 @@ class Cluster:
                 )
         try:
             with translated(f"connect to site {site.name}"):
-                self._rados = rados.Rados(conffile=str(site.conf), name=site.client)
-                for key, value in self._options.items():
-                    self._set(key, value)
+                self._rados = self._handle()
                 self._rados.connect(timeout=timeout)
         except errors.Unreachable as error:
             raise errors.Unreachable(
@@ -86,10 +92,24 @@ class Cluster:
         with translated(f"fsid of site {site.name}"):
             self.fsid = str(self._rados.get_fsid())
 
-    def _set(self, key: str, value: str) -> None:
-        # Options come and go between releases; a missing one costs speed, not safety.
-        with suppress(rados.ObjectNotFound):
-            self._rados.conf_set(key, value)
+    def _handle(self) -> rados.Rados:
+        handle = rados.Rados(conffile=str(self._site.conf), name=self._site.client)
+        for key, value in self._options.items():
+            # Options come and go between releases; a missing one costs speed, not safety.
+            with suppress(rados.ObjectNotFound):
+                handle.conf_set(key, value)
+        return handle
+
+    def lane(self, number: int) -> rados.Rados:
+        """Another connection, for reading only, made when first asked for."""
+        with self._guard:
+            lane = self._lanes.setdefault(number, _Lane())
+        with lane.guard:
+            if lane.handle is None:
+                handle = self._handle()
+                handle.connect(timeout=float(self._options["client_mount_timeout"]))
+                lane.handle = handle
+            return lane.handle
 
     def pool(self, name: str, namespace: str = "") -> Pool:
         with self._guard:
@@ -182,4 +202,8 @@ class Cluster:
                 pool.close()
             self._pools.clear()
             with translated(f"leave site {self.site}"):
+                for lane in self._lanes.values():
+                    with lane.guard:
+                        if lane.handle:
+                            lane.handle.shutdown()
                 self._rados.shutdown()

@@ -44,6 +44,12 @@ class Pool:
         self._rbd = rbd.RBD()
         self._opened: weakref.WeakSet[Image] = weakref.WeakSet()
 
+    def lane(self, number: int) -> rados.Ioctx:
+        """The same pool over another connection."""
+        ioctx = self.cluster.lane(number).open_ioctx(self.name)
+        ioctx.set_namespace(self.namespace)
+        return ioctx
+
     @property
     def path(self) -> str:
         return f"{self.site}:{self.name}" + (f"/{self.namespace}" if self.namespace else "")

@@ -206,12 +206,17 @@ class CloneEdge:
         pool.rename(self._beside, name)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash, and out of it at once when nobody had it open and it never held a byte."""
+        """The old clone goes to the trash; ``_purge`` takes it out when nobody has it open and it never held a byte."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
         marks.unmark_image(pool, image_id)
         pool.trash(image_id, name, self._expiry_seconds)
+
+    def _purge(self, image_id: str) -> None:
+        pool = self.child.pool
+        if all(entry.image_id != image_id for entry in pool.trashed()):
+            return
         image = pool.open(image_id)
         clean = not image.own_data() and not image.snapshots() and not image.watchers()
         image.close()
@@ -225,13 +230,14 @@ class CloneEdge:
             raise errors.Changed(f"generation {position} left {self.upstream.name}")
         intent, old = self.document.intent, self.document.image_id
         made = intent.image_id if intent else old
+        if old and old != made:
+            self._purge(old)
+            self.child.pool.remove_entry(marks.image_entry(old))
         self._update(
             lambda d: replace(
                 d, generations=(generation,), image_id=made, intent=None, distrust="", epoch=position.epoch
             )
         )
-        if old and old != made:
-            self.child.pool.remove_entry(marks.image_entry(old))
 
     def _abandon(self) -> None:
         drop_beside(self.child.pool, self.document)

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import xxhash
@@ -61,9 +61,19 @@ class Target:
     name: str
     image: Image
     existing: Extents
+    ends: dict[int, int] = field(default_factory=dict)
+    """Where the data of an object ends, by object number, for those that were asked: a hole from there on."""
     failed: errors.Error | None = None
     written_bytes: int = 0
     zeroed_bytes: int = 0
+
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing can be there, as far as is known."""
+        if not self.existing.overlaps(offset, offset + length):
+            return True
+        unit = self.image.layout.object_bytes
+        number = offset // unit
+        return number == (offset + length - 1) // unit and self.ends.get(number, offset + 1) <= offset
 
 
 @dataclass
@@ -357,7 +367,7 @@ class Copy:
                         self._write_piece(chunk, target, chunk.start + start, end - start, piece)
 
     def _write_piece(self, chunk: _Chunk, target: Target, offset: int, length: int, piece: bytes) -> None:
-        if not piece and not target.existing.overlaps(offset, offset + length):
+        if not piece and target.is_hole(offset, length):
             self.copied.elided_bytes += length
             return
         chunk.pending += 1

@@ -21,8 +21,9 @@ SOON = 12.0
 def _die_everywhere(
     world: World, before: Callable[[int], tuple[object, ...]], after: Callable[[int, str], None], **orders: object
 ) -> int:
-    """Runs the command that ``before`` returns again and again, killed one call later each time, ``after`` each; how often
-    it took."""
+    """Runs the command that ``before`` returns again and again, killed one call later each time.
+
+    ``after`` is called after each; returns how often it took."""
     for number in itertools.count():
         assert number < LIMIT
         words = before(number)

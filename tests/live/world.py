@@ -256,9 +256,7 @@ class World:
         """Hash by name of our snapshots of a node's image (each computed once: it may not change), and of its head as
         ``""``."""
         ref = document.ref
-        with self.at(
-            ref.site, None, namespace=ref.namespace, image_id=document.image_id, read_only=True
-        ) as image:
+        with self.at(ref.site, None, namespace=ref.namespace, image_id=document.image_id, read_only=True) as image:
             found = {"": self.digest(image)}
             for snapshot in list(image.list_snaps()):
                 if not _OURS.fullmatch(snapshot["name"]):
@@ -290,7 +288,7 @@ class World:
     # -- what must be true
 
     def check(self, *, current: bool = False) -> None:
-        """Every sealed generation, wherever it is, holds the root's bytes; with ``current`` everybody is at the newest."""
+        """Every sealed generation, wherever it is, holds the root's bytes; ``current``: everybody has the newest."""
         documents = self.documents()
         root = next(d for d in documents.values() if d.kind is Kind.ROOT)
         seen = self.hashes(root)
