@@ -99,8 +99,10 @@ def init(
         found = pool.image_id(spec.image)
         return found or _create(pool, spec, wish.size_bytes or 0, wish.layout or Layout(), wish)
 
-    document = _take_image(node, resumed, make)
-    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+    # Claimed, so that whoever goes on after our death can see that we are dead and need not wait for RBD's lock.
+    with Claim(node, "init"):
+        document = _take_image(node, resumed, make)
+        return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
 
 
 def _resumed_root(forest: Forest, tree_name: str, node_name: str, pool: Pool, spec: ImageSpec) -> NodeDocument | None:
@@ -159,6 +161,24 @@ def _sweep_everywhere(sites: Sites, document: NodeDocument) -> None:
             cluster = sites.cluster(site)
             for place in cluster.places():
                 _sweep(cluster.pool(*place), document)
+
+
+def sweep_left(sites: Sites, name: NodeName) -> bool:
+    """Takes away the entry of a node whose document is gone: its ``remove`` or ``detach`` died at the last step."""
+    swept = False
+    for site in sites.names():
+        with suppress(errors.Error):
+            cluster = sites.cluster(site)
+            for place in cluster.places():
+                pool = cluster.pool(*place)
+                for key, value in pool.entries().items():
+                    kind, _, node_id = key.partition(".")
+                    _, *names = marks.told_by(value)
+                    left = kind == "node" and names == [name.tree, name.node]
+                    if left and pool.read_document(object_name(node_id)) is None:
+                        pool.remove_entry(key)
+                        swept = True
+    return swept
 
 
 def _unregister(node: Node) -> None:
@@ -233,12 +253,13 @@ def add(
     if dry_run:
         return document
     node = Node(pool, document.ref.node_id, document.full_name)
-    if kind is Kind.MIRROR:
-        replica = Node.at(sites, parent.replica)
-        document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
-    child = Child(document.edge, kind, document.ref, summary_of(document, None))
-    parent_node.update(ends.with_child(child))
-    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+    with Claim(node, "add"):
+        if kind is Kind.MIRROR:
+            replica = Node.at(sites, parent.replica)
+            document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
+        child = Child(document.edge, kind, document.ref, summary_of(document, None))
+        parent_node.update(ends.with_child(child))
+        return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
 
 
 def _resumed_child(
