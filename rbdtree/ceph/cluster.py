@@ -62,7 +62,8 @@ class Cluster:
         try:
             with translated(f"connect to site {site.name}"):
                 self._rados = self._handle()
-                self._rados.connect(timeout=timeout)
+                # Whole seconds: later bindings refuse a float.
+                self._rados.connect(timeout=max(1, int(timeout)))
         except errors.Unreachable as error:
             raise errors.Unreachable(
                 f"site {site.name} did not answer within {timeout:g} s ({site.conf})",
@@ -107,7 +108,7 @@ class Cluster:
         with lane.guard:
             if lane.handle is None:
                 handle = self._handle()
-                handle.connect(timeout=float(self._options["client_mount_timeout"]))
+                handle.connect(timeout=int(self._options["client_mount_timeout"]))
                 lane.handle = handle
             return lane.handle
 
