@@ -177,6 +177,11 @@ class Cluster:
             raise errors.Denied(f"site {self.site}: {words['prefix']}: {message or code}")
         return json.loads(out or b"null")
 
+    def pool_name(self, pool_id: int) -> str:
+        """Of a pool of this cluster, by its number."""
+        with translated(f"look up pool {pool_id} of site {self.site}"):
+            return str(self._rados.pool_reverse_lookup(pool_id))
+
     def full(self, pool: str) -> str | None:
         """Why the pool takes no writes, None when it does."""
         dump = self.command(prefix="osd dump")

@@ -222,6 +222,9 @@ class Pool:
             raise errors.NotFound(f"{self.path}/{name} is gone")
         claim.take(self.ioctx, name, cookie, owner, seconds, self.path)
 
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        claim.take(self.ioctx, name, cookie, owner, seconds, self.path, renew=True)
+
     def unclaim(self, name: str, cookie: str) -> None:
         with suppress(errors.NotFound):
             claim.release(self.ioctx, name, cookie)
@@ -236,5 +239,14 @@ class Pool:
         with suppress(errors.NotFound):
             claim.break_(self.ioctx, name, info)
 
-    def full(self) -> str | None:
-        return self.cluster.full(self.name)
+    def full(self, image_id: str = "") -> str | None:
+        pools = [self.name]
+        if image_id:
+            with (
+                suppress(errors.NotFound),
+                translated(f"open image {self.path}/{image_id}"),
+                rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image,
+            ):
+                data_pool = self.cluster.pool_name(image.data_pool_id())
+                pools += [data_pool] if data_pool != self.name else []
+        return next((reason for reason in map(self.cluster.full, pools) if reason), None)

@@ -180,6 +180,8 @@ class CloneEdge:
         if made is not None:
             image = pool.open(made)
             ancestor = image.ancestor()
+            if self._claim:
+                self._claim.free(image)
             image.close()
             if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
                 # Of an earlier target, which is gone.

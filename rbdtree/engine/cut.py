@@ -30,6 +30,7 @@ def cut(node: Node) -> Generation:
         # Nothing is written: librbd hands the snapshot to whoever holds the image's lock, and takes it from nobody.
         image = node.pool.open(document.image_id, read_only=False)
         try:
+            claim.free(image)
             document = _finish(node, document, image, claim)
             position = _next(document)
             intent = Intent(

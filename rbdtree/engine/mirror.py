@@ -134,6 +134,8 @@ class MirrorEdge:
             if self._claim and intent and intent.client not in ("", self._cluster.address()):
                 self._fence(intent)
             self._head = self.child.pool.open(self.document.image_id, read_only=self._claim is None)
+            if self._claim:
+                self._claim.free(self._head)
         return self._head
 
     def _fence(self, intent: Intent) -> None:

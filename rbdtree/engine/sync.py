@@ -127,7 +127,7 @@ class Sync:
         """A write that timed out because a pool is full is no dead cluster."""
         if isinstance(error, errors.Unreachable) and child.node is not None:
             try:
-                full = child.node.pool.full()
+                full = child.node.pool.full(child.document.image_id if child.document else "")
             except errors.Error:
                 full = None
             if full:

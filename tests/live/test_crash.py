@@ -12,7 +12,7 @@ import pytest
 
 from .world import MIB, TREE, World, noise, until
 
-pytestmark = pytest.mark.ceph
+pytestmark = [pytest.mark.ceph, pytest.mark.faults]
 
 LIMIT = 80
 SOON = 12.0

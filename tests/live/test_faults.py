@@ -13,7 +13,7 @@ import pytest
 
 from .world import MIB, TREE, World, noise, until
 
-pytestmark = pytest.mark.ceph
+pytestmark = [pytest.mark.ceph, pytest.mark.faults]
 
 DIVERGED = errno.EUCLEAN
 SLOW = 0.1
@@ -173,7 +173,8 @@ def test_a_cluster_that_fills_up_midway(fragile: World, tmp_path: Path) -> None:
         clusters.mon("b", prefix="osd set-full-ratio", ratio=float(value))
 
     def full() -> bool:
-        return "full" in clusters.mon("b", prefix="osd dump")["flags"].split(",")
+        pools = clusters.mon("b", prefix="osd dump")["pools"]
+        return any("full" in p["flags_names"].split(",") for p in pools if p["pool_name"] == fragile.pools.name)
 
     process = _midway(fragile, tmp_path, "--timeout", 5, write_seconds=0.4)
     try:
@@ -198,7 +199,7 @@ def test_a_cluster_that_fills_up_midway(fragile: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("only", "when"),
     [
-        ("submit_write", {"stop_after": 9}),
+        ("submit_write", {"stop_after": 4}),
         ("submit_write", {"stop_before": 1}),
         ("create_snapshot", {"stop_before": 1}),
         ("create_snapshot", {"stop_after": 1}),
@@ -450,6 +451,7 @@ def test_somebody_writes_into_a_half_applied_mirror(world: World, copied: float,
         _pair(world, data=20)
     done = world.driven("sync", TREE, kill_copied=copied, write_seconds=SLOW, record_seconds=0.02)
     assert done.returncode == -signal.SIGKILL
+    world.take_lock("m1")
     world.write("m1", {30 * MIB + 5: b"foreign"})
     world.sync("", code=DIVERGED)
     with world.image("m1", read_only=True) as image:

@@ -228,6 +228,14 @@ class World:
                 image.write(data, offset)
             image.flush()
 
+    def take_lock(self, node: str) -> None:
+        """From a client that is dead: RBD would wait 30 s for it."""
+        import rbd
+
+        with self.image(node) as image:
+            for owner in list(image.lock_get_owners()):
+                image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner["owner"])
+
     def scatter(self, seed: object, count: int = 6, length: int = 4096, node: str = "root") -> None:
         """``count`` writes of ``length`` bytes at places chosen by the seed."""
         chosen = random.Random(repr(seed))
