@@ -75,6 +75,11 @@ def held_by(document: NodeDocument, edge: str) -> frozenset[Position]:
     return frozenset(hold.position for hold in document.holds if hold.owner == edge)
 
 
+def needed_by(document: NodeDocument) -> frozenset[Position]:
+    """Generations that branches at or below this node stand on: pushes are judged against them at the root."""
+    return frozenset(hold.position for hold in document.holds if hold.branch)
+
+
 def hold(child: NodeDocument, position: Position) -> Change:
     """Upstream: the child needs this generation. ``Changed`` when it is not there any more."""
 
@@ -83,7 +88,9 @@ def hold(child: NodeDocument, position: Position) -> Change:
             raise errors.Changed(f"generation {position} left {document.full_name} before it could be held")
         if position in held_by(document, child.edge):
             return document
-        return document.with_hold(Hold(child.edge, position, f"base of {child.full_name}"))
+        pins = position in needed_by(child)
+        reason = f"branch at or below {child.full_name}" if pins else f"base of {child.full_name}"
+        return document.with_hold(Hold(child.edge, position, reason, pins))
 
     return change
 

@@ -104,6 +104,7 @@ class MirrorEdge:
             head_bytes=head.size(),
             expected_bytes=newest.size_bytes if newest else 0,
             history=self.document.history,
+            needed=ends.needed_by(self.document),
         )
 
     def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...]]:

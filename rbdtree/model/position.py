@@ -39,6 +39,8 @@ class Generation:
 
     ``snapshot_id`` is RBD's id at this node's replica; ``size_bytes`` the volume's size then; ``created`` when it was
     cut at the root (seconds since 1970); ``delta_bytes`` what changed since the generation before, None if unknown.
+    ``author`` is the node whose push it is (empty: the root's own writes), ``push`` the push's id; ``exact`` says that
+    nothing but this push lies between it and the generation before.
     """
 
     position: Position
@@ -46,11 +48,19 @@ class Generation:
     size_bytes: int
     created: float
     delta_bytes: int | None = None
+    author: str = ""
+    push: str = ""
+    exact: bool = False
 
 
 def snapshot_name(tree_id: str, position: Position) -> str:
     """``rbdtree.<tree id, 8 hex>.<epoch>.<sequence>``; snapshots of any other name are never touched."""
     return f"rbdtree.{tree_id[:8]}.{position.epoch}.{position.sequence}"
+
+
+def push_snapshot_name(tree_id: str, number: int) -> str:
+    """Of a branch or of a push staged upstream: what changed since number 0, or since the push before."""
+    return f"rbdtree.{tree_id[:8]}.push.{number}"
 
 
 def parse_snapshot_name(name: str) -> tuple[str, Position] | None:

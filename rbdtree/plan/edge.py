@@ -55,7 +55,8 @@ class MirrorState:
 
     ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded
     downstream, but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the
-    newest downstream generation (or against emptiness), when no intent is pending.
+    newest downstream generation (or against emptiness), when no intent is pending. ``needed``: what branches at or
+    below the child stand on.
     """
 
     node: str
@@ -69,6 +70,7 @@ class MirrorState:
     head_bytes: int = 0
     expected_bytes: int = 0
     history: bool = False
+    needed: frozenset[Position] = field(default_factory=frozenset)
     gone: ImageGone | None = None
 
 
@@ -94,15 +96,14 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
             steps.append(Hold(target))
             held.add(target)
         steps += [Intend(base, target), Copy(base, target), Seal(target), Settle(target)]
-        stale = sorted(held - {target})
+        stale = sorted(held - {target} - state.needed)
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
     if not path:
-        if base and base in state.upstream and base not in held:
-            steps.append(Hold(base))
-            held.add(base)
-        steps += [Release(position) for position in sorted(held - {base})]
+        wanted = ({base} if base else set()) | state.needed
+        steps += [Hold(position) for position in sorted(wanted - held) if position in state.upstream]
+        steps += [Release(position) for position in sorted(held - wanted)]
     return tuple(steps)
 
 
@@ -189,6 +190,7 @@ class CloneState:
     recorded: Position | None = None
     pending: Pending | None = None
     held: frozenset[Position] = field(default_factory=frozenset)
+    needed: frozenset[Position] = field(default_factory=frozenset)
     foreign: str = ""
     used_by: tuple[str, ...] = ()
     gone: ImageGone | None = None
@@ -227,5 +229,5 @@ def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Confli
     elif over and over in state.upstream and over not in held:
         steps.append(Hold(over))
         held.add(over)
-    steps += [Release(position) for position in sorted(held - {over})]
+    steps += [Release(position) for position in sorted(held - {over} - state.needed)]
     return tuple(steps)

@@ -1,0 +1,269 @@
+"""A node's writable branch: a clone over one generation, made, looked at, moved on and thrown away.
+
+The branch of a clone node is its image; root and mirror nodes get one called IMAGE-branch. A snapshot is taken before
+anything is written: then librbd knows exactly what a write changed, also where it copied a whole object up.
+"""
+
+from dataclasses import dataclass, replace
+
+from rbdtree import errors
+from rbdtree.engine import delta, ends, extents, marks
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
+from rbdtree.model.extent import NOTHING, Extents
+from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
+from rbdtree.ports import Image, Pool, Sites
+
+SNAPSHOT = "snapshot"
+JOURNAL = "journal"
+OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchReport:
+    """What a branch holds that nobody else has. ``changed`` is not in any push yet; ``pushes`` are not published yet."""
+
+    image: str
+    base: Position
+    uplink: str
+    changed: Extents
+    used_by: tuple[str, ...]
+    pushes: tuple[Push, ...]
+
+    @property
+    def clean(self) -> bool:
+        return not self.changed and not self.pushes
+
+
+def spec(document: NodeDocument, branch: Branch) -> str:
+    """``SITE:POOL/[NAMESPACE/]IMAGE``"""
+    return replace(document.ref, image=branch.image).image_spec
+
+
+def own_pushes(document: NodeDocument) -> tuple[Push, ...]:
+    """Pushes of this node's own branch that are not published yet."""
+    return tuple(p for p in document.pushes if p.owner == document.ref.node_id and p.state in OPEN_STATES)
+
+
+def require(document: NodeDocument) -> Branch:
+    """The branch; ``NotFound`` without one."""
+    if document.branch is None or not document.branch.image_id:
+        raise errors.NotFound(
+            f"{document.full_name} has no branch", f"Make one with 'rbdtree branch {document.full_name}'."
+        )
+    return document.branch
+
+
+def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) -> tuple[NodeDocument, Branch]:
+    """The branch to write to, made when there is none. The same one until it is discarded or moves on."""
+    with Claim(node, "branch", wait=True) as claim:
+        document = clear(node, ends.read_settled(node), claim, 0.0)
+        found = document.branch
+        if found and found.image_id:
+            if at is not None and at != found.base:
+                raise errors.Exists(
+                    f"{document.full_name} has a branch over {found.base} already",
+                    f"Push and move it on, or 'rbdtree discard {document.full_name}' first.",
+                )
+            if uplink and uplink != found.uplink:
+                document = _switch(node, document, found, uplink, claim)
+            _check_there(node, document, require(document))
+            return document, require(document)
+        return make(sites, node, document, claim, uplink, at)
+
+
+def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
+    if node.pool.image_id(branch.image) != branch.image_id:
+        raise errors.Diverged(
+            f"{document.full_name}: its branch {spec(document, branch)} (id {branch.image_id}) is gone",
+            f"Restore it ('rbd trash ls'), or give it up with 'rbdtree discard {document.full_name}'.",
+        )
+
+
+def _switch(node: Node, document: NodeDocument, branch: Branch, uplink: str, claim: Claim) -> NodeDocument:
+    image = node.pool.open(branch.image_id, read_only=False)
+    try:
+        image.set_journaling(uplink == JOURNAL)
+    finally:
+        image.close()
+    return node.update(lambda d: replace(d, branch=replace(branch, uplink=uplink)), claim.cookie)
+
+
+def make(
+    sites: Sites, node: Node, document: NodeDocument, claim: Claim, uplink: str | None, at: Position | None
+) -> tuple[NodeDocument, Branch]:
+    """A new branch. Dying in here leaves a branch without an image in the document; the next call goes on from it."""
+    clone = document.kind is Kind.CLONE
+    replica = Node.at(sites, document.replica)
+    above = replica.read() if clone else document
+    wanted = document.branch.base if document.branch else at or document.newest_position
+    generation = wanted and above.generation(wanted)
+    if wanted is None or generation is None or (clone and wanted != document.newest_position):
+        raise errors.NotFound(
+            f"{document.full_name} does not have generation {wanted}"
+            if wanted
+            else f"{document.full_name} has no generation to branch from yet",
+            f"See 'rbdtree log {document.full_name}', or run 'rbdtree sync {document.full_name}'.",
+        )
+    since = push_snapshot_name(document.tree_id, 0)
+    name = document.ref.image if clone else f"{document.ref.image}-branch"
+    branch = document.branch or Branch(name, "", wanted, uplink or SNAPSHOT, since)
+    hold = Hold(f"branch:{document.ref.node_id}", wanted, f"branch of {document.full_name}", True)
+    document = node.update(lambda d: replace(d.with_hold(hold), branch=branch), claim.cookie)
+    if clone:
+        image_id = document.image_id
+        replica.update(lambda d: d.with_hold(hold))
+    else:
+        image_id = _clone(node.pool, document, wanted, name)
+    seal_base(node.pool, image_id, since, branch.uplink)
+    marks.mark_image(node.pool, image_id, document)
+    branch = replace(branch, image_id=image_id)
+    return node.update(lambda d: replace(d, branch=branch), claim.cookie), branch
+
+
+def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str:
+    snapshot = snapshot_name(document.tree_id, base)
+    found = pool.image_id(name)
+    if found is None:
+        return pool.clone(document.image_id, snapshot, pool, name)
+    image = pool.open(found)
+    try:
+        ancestor = image.ancestor()
+        fresh = ancestor is not None and (ancestor.image_id, ancestor.snapshot) == (document.image_id, snapshot)
+        if fresh and not image.own_data():
+            return found
+    finally:
+        image.close()
+    raise errors.Exists(f"{document.full_name}: an image called {name} is in the way", "Rename it, then try again.")
+
+
+def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
+    """The snapshot before the first write, and the journal if that is the uplink."""
+    image = pool.open(image_id, read_only=False)
+    try:
+        if all(s.name != since for s in image.snapshots()):
+            if image.own_data():
+                raise errors.Diverged(
+                    "the image was written to before it became a branch",
+                    "Roll the node back first: 'rbdtree rollback'.",
+                )
+            image.create_snapshot(since)
+        if uplink == JOURNAL:
+            image.set_journaling(True)
+    finally:
+        image.close()
+
+
+def look(node: Node, document: NodeDocument) -> BranchReport:
+    """What is on the branch and not published; reads what was written since the last push."""
+    branch = require(document)
+    _check_there(node, document, branch)
+    head = node.pool.open(branch.image_id)
+    try:
+        rough = delta.coarse(head, branch.since, None)
+        changed = NOTHING
+        if rough:
+            older = node.pool.open(branch.image_id, branch.since)
+            try:
+                if head.size() != older.size():
+                    raise _resized(document, branch, head)
+                changed = extents.collect(extents.compared(head, older, delta.exact(head, branch.since, rough)))
+            finally:
+                older.close()
+        elif head.size() != _size_at(head, branch.since):
+            raise _resized(document, branch, head)
+        used = tuple(head.watchers())
+    finally:
+        head.close()
+    return BranchReport(spec(document, branch), branch.base, branch.uplink, changed, used, own_pushes(document))
+
+
+def _size_at(image: Image, snapshot: str) -> int:
+    return next(s.size_bytes for s in image.snapshots() if s.name == snapshot)
+
+
+def _resized(document: NodeDocument, branch: Branch, head: Image) -> errors.Error:
+    base = _size_at(head, branch.since)
+    return errors.Unsupported(
+        f"{document.full_name}: its branch was resized to {head.size()} bytes (from {base})",
+        f"A volume is resized at its root; 'rbd resize {branch.image}' it back to {base} bytes, then push.",
+    )
+
+
+def clear(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
+    """Images that were given up go to the trash; goes on where a discard died."""
+    for image_id, name in document.discarding:
+        if node.pool.image_id(name) == image_id:
+            marks.unmark_image(node.pool, image_id)
+            node.pool.trash(image_id, name, expiry_seconds)
+        node.pool.remove_entry(marks.image_entry(image_id))
+    if document.discarding:
+        return node.update(lambda d: replace(d, discarding=()), claim.cookie)
+    return document
+
+
+def give_up(document: NodeDocument) -> NodeDocument:
+    """The document without its branch and the pushes that never were published; ``clear`` then trashes the image."""
+    branch = document.branch
+    if branch is None:
+        return document
+    mine = {p.push_id for p in own_pushes(document)}
+    discarding = ((branch.image_id, branch.image),) if branch.image_id else ()
+    changed = replace(
+        document,
+        branch=None,
+        pushes=tuple(p for p in document.pushes if p.push_id not in mine),
+        discarding=(*document.discarding, *discarding),
+    )
+    if document.kind is Kind.CLONE:
+        # The next sync makes the node a new clone.
+        changed = replace(changed, image_id="", generations=())
+    return changed.without_holds(f"branch:{document.ref.node_id}")
+
+
+def discard(sites: Sites, node: Node, expiry_seconds: float) -> str:
+    """Throws the branch away, into the trash; returns what became of it in a sentence."""
+    with Claim(node, "discard", wait=True) as claim:
+        document = clear(node, node.read(), claim, expiry_seconds)
+        branch = document.branch
+        if branch is None:
+            return f"{document.full_name} has no branch"
+        document = node.update(give_up, claim.cookie)
+        clear(node, document, claim, expiry_seconds)
+        release_hold(sites, document)
+    where = f"its image {branch.image} is in the trash for {expiry_seconds:g} s"
+    return f"the branch of {document.full_name} is gone; {where} ('rbd trash restore {branch.image_id}')"
+
+
+def release_hold(sites: Sites, document: NodeDocument) -> None:
+    """A clone node's branch holds its base in the replica's document."""
+    if document.kind is Kind.CLONE:
+        Node.at(sites, document.replica).update(lambda d: d.without_holds(f"branch:{document.ref.node_id}"))
+
+
+def move_on(sites: Sites, node: Node, claim: Claim) -> str:
+    """Re-clones a clean, unused branch over the node's newest generation. Returns what was done, or why not."""
+    document = node.read()
+    branch = document.branch
+    newest = document.newest_position
+    if branch is None or not branch.image_id or newest is None or branch.base >= newest:
+        return ""
+    if document.kind is Kind.CLONE:
+        return ""
+    report = look(node, document)
+    if not report.clean:
+        return f"its branch stays over {branch.base}: it holds writes that are not published"
+    if report.used_by:
+        return f"its branch stays over {branch.base}: it is in use by {', '.join(report.used_by)}"
+
+    def change(d: NodeDocument) -> NodeDocument:
+        moved = replace(branch, image_id="", base=newest, since=push_snapshot_name(d.tree_id, 0))
+        released = d.without_holds(f"branch:{d.ref.node_id}")
+        return replace(released, branch=moved, discarding=(*d.discarding, (branch.image_id, branch.image)))
+
+    document = node.update(change, claim.cookie)
+    # Everything on it is published: nothing to keep.
+    document = clear(node, document, claim, 0.0)
+    make(sites, node, document, claim, branch.uplink, newest)
+    return f"its branch moved on to {newest}"

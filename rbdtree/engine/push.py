@@ -1,0 +1,253 @@
+"""A branch's writes on their way up: staged at the node, copied hop by hop, published at the root, and the verdict back.
+
+Every hop needs the clusters of one edge. An id (node, number) makes each idempotent: killed anywhere and run again, a push
+is published once.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+
+from rbdtree import errors
+from rbdtree.engine import branch as branches
+from rbdtree.engine import extents, marks, publish
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.copy import Copy, Target
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Evidence, Kind, NodeDocument, Push, PushState
+from rbdtree.model.extent import Extents
+from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
+from rbdtree.ports import Image, Reporter, Sites
+
+
+@dataclass
+class PushOutcome:
+    """What became of a node's pushes: published where, refused why, or how far they came."""
+
+    node: str
+    staged: int = 0
+    sent_bytes: int = 0
+    published: list[Position] = field(default_factory=list)
+    refused: list[Push] = field(default_factory=list)
+    stopped: errors.Error | None = None
+
+
+def stage(node: Node) -> int:
+    """Takes what the branch holds as a push of its own; how many pushes of this node are under way then."""
+    with Claim(node, "push", wait=True) as claim:
+        document = branches.clear(node, node.read(), claim, 0.0)
+        document = _taken(node, document, claim)
+        report = branches.look(node, document)
+        refused = next((p for p in report.pushes if p.state is PushState.CONFLICT), None)
+        if refused:
+            raise conflict(document, refused)
+        if report.changed:
+            _take(node, document, claim)
+        return len(branches.own_pushes(node.read()))
+
+
+def conflict(document: NodeDocument, push: Push) -> errors.Conflict:
+    """The refusal of a push, in words."""
+    met = "; ".join(_describe(e) for e in push.evidence)
+    return errors.Conflict(
+        f"push {push.number} of {document.full_name} was refused: {met}",
+        f"The branch is kept. 'rbdtree resolve {document.full_name}' with --take ours, --take theirs or --park IMAGE "
+        "ends it.",
+    )
+
+
+def _describe(evidence: Evidence) -> str:
+    shown = ", ".join(f"{offset}+{length}" for offset, length in evidence.extents[:3])
+    more = "" if len(evidence.extents) <= 3 else ", ..."
+    where = f"{evidence.total_bytes} bytes ({shown}{more})"
+    match evidence.reason:
+        case "leased":
+            return f"{where} are leased by {evidence.author}"
+        case "base gone":
+            return f"its base generation {evidence.position} is gone at the root"
+        case "volume shrank":
+            return f"{where} are beyond the end of the volume since generation {evidence.position}"
+        case _:
+            return f"{where} were changed by {evidence.author} in generation {evidence.position}"
+
+
+def _taken(node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
+    """Finishes a push whose snapshot may or may not have been taken."""
+    for push in document.pushes:
+        if push.state is PushState.TAKING and push.owner == document.ref.node_id:
+            document = _seal(node, document, push, claim)
+    return document
+
+
+def _take(node: Node, document: NodeDocument, claim: Claim) -> None:
+    branch = branches.require(document)
+    number = document.push_number + 1
+    push = Push(
+        owner=document.ref.node_id,
+        owner_name=document.name,
+        number=number,
+        base=branch.base,
+        state=PushState.TAKING,
+        created=time.time(),
+        image_id=branch.image_id,
+        since=branch.since,
+        snapshot=push_snapshot_name(document.tree_id, number),
+    )
+    document = node.update(lambda d: replace(d.with_push(push), push_number=number), claim.cookie)
+    _seal(node, document, push, claim)
+
+
+def _seal(node: Node, document: NodeDocument, push: Push, claim: Claim) -> NodeDocument:
+    image = node.pool.open(push.image_id, read_only=False)
+    try:
+        if all(s.name != push.snapshot for s in image.snapshots()):
+            image.create_snapshot(push.snapshot)
+    finally:
+        image.close()
+
+    def change(d: NodeDocument) -> NodeDocument:
+        moved = replace(d.branch, since=push.snapshot) if d.branch else None
+        return replace(d.with_push(replace(push, state=PushState.STAGED)), branch=moved)
+
+    return node.update(change, claim.cookie)
+
+
+def forward(sites: Sites, node: Node, reporter: Reporter) -> int:
+    """Copies every push staged at this node into its parent; bytes sent. Nothing at the root."""
+    sent = 0
+    if not any(p.state is PushState.STAGED for p in node.read().pushes):
+        return 0
+    with Claim(node, "push", wait=True) as claim:
+        document = node.read()
+        if document.parent is None:
+            return 0
+        parent = Node.at(sites, document.parent)
+        for push in document.pushes:
+            if push.state is PushState.STAGED:
+                sent += _forward_one(sites, node, parent, push, claim, reporter)
+    return sent
+
+
+def _forward_one(sites: Sites, node: Node, parent: Node, push: Push, claim: Claim, reporter: Reporter) -> int:
+    above = parent.read()
+    sent = 0
+    if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
+        newer = node.pool.open(push.image_id, push.snapshot)
+        older = node.pool.open(push.image_id, push.since)
+        try:
+            wanted = extents.collect(extents.of_push(newer, older, push.since, push.snapshot))
+            evidence = publish.leased(above.leases, push, wanted, time.time())
+            if evidence:
+                refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
+                node.update(lambda d: d.with_push(refused), claim.cookie)
+                return 0
+            reporter.step(node.name, f"push {push.number} to {above.name}, {wanted.total} bytes")
+            sent = _copy(sites, node, parent, above, push, newer, wanted, claim, reporter)
+        finally:
+            newer.close()
+            older.close()
+    node.update(lambda d: d.with_push(replace(push, state=PushState.SENT)), claim.cookie)
+    return sent
+
+
+def _copy(
+    sites: Sites,
+    node: Node,
+    parent: Node,
+    above: NodeDocument,
+    push: Push,
+    source: Image,
+    wanted: Extents,
+    claim: Claim,
+    reporter: Reporter,
+) -> int:
+    """Into a clone at the parent, sealed by a snapshot, entered in the parent's document last."""
+    name = f"{above.ref.image}.push-{push.owner[:8]}-{push.number}"
+    since = push_snapshot_name(above.tree_id, 0)
+    image_id = _staging(sites, parent, above, push, name)
+    head = parent.pool.open(image_id, read_only=False)
+    try:
+        if head.size() != source.size():
+            head.resize(source.size())
+        names = {s.name for s in head.snapshots()}
+        if since not in names:
+            head.create_snapshot(since)
+        if push.snapshot not in names:
+            target = Target(node.name, head, Extents.of([(0, head.size())]))
+            Copy(
+                source,
+                [target],
+                [list(wanted)],
+                check=claim.check,
+                progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
+            ).run()
+            if target.failed:
+                raise target.failed
+            head.flush()
+            claim.check()
+            head.create_snapshot(push.snapshot)
+    finally:
+        head.close()
+    staged = replace(push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, evidence=())
+    parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
+    return wanted.total
+
+
+def _staging(sites: Sites, parent: Node, above: NodeDocument, push: Push, name: str) -> str:
+    found = parent.pool.image_id(name)
+    if found is None:
+        replica = parent if above.replica.node_id == parent.node_id else Node.at(sites, above.replica)
+        document = replica.read()
+        # Only the bytes that are copied into it matter: any generation will do to stand on.
+        base = document.generation(push.base) or document.newest
+        if base is None:
+            raise errors.NotFound(f"{document.full_name} has no generation", "Run 'rbdtree sync' first.")
+        found = replica.pool.clone(document.image_id, snapshot_name(document.tree_id, base.position), parent.pool, name)
+    parent.pool.add_entry(marks.image_entry(found), parent.node_id)
+    return found
+
+
+def hear(sites: Sites, node: Node) -> None:
+    """Takes over what the parent knows of pushes that were sent to it."""
+    document = node.read()
+    waiting = [p for p in document.pushes if p.state is PushState.SENT]
+    if not waiting or document.parent is None:
+        return
+    above = Node.at(sites, document.parent).read()
+
+    def change(d: NodeDocument) -> NodeDocument:
+        for push in d.pushes:
+            told = above.push(push.push_id) if push.state is PushState.SENT else None
+            if told and told.state in (PushState.PUBLISHED, PushState.CONFLICT):
+                d = d.with_push(replace(push, state=told.state, position=told.position, evidence=told.evidence))
+        return d
+
+    node.update(change)
+
+
+def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
+    """All the way up as far as this host reaches, and the verdict back to the node."""
+    outcome = PushOutcome(node.read().full_name)
+    outcome.staged = stage(node)
+    chain = [node]
+    try:
+        while True:
+            document = chain[-1].read()
+            if document.kind is Kind.ROOT:
+                publish.land(chain[-1], reporter, shared=shared)
+                break
+            outcome.sent_bytes += forward(sites, chain[-1], reporter)
+            if document.parent is None:
+                raise errors.Bug(f"{document.full_name} has no parent")
+            chain.append(Node.at(sites, document.parent))
+    except (errors.Unreachable, errors.NotFound, errors.Denied) as error:
+        outcome.stopped = error
+    for hop in reversed(chain[:-1]):
+        hear(sites, hop)
+    document = node.read()
+    for mine in document.pushes:
+        if mine.owner == document.ref.node_id:
+            if mine.state is PushState.PUBLISHED and mine.position:
+                outcome.published.append(mine.position)
+            elif mine.state is PushState.CONFLICT:
+                outcome.refused.append(mine)
+    return outcome
