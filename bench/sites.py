@@ -60,7 +60,7 @@ class Site:
             try:
                 enter(self.netns)
                 found.append(function())
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller
+            except BaseException as error:
                 failed.append(error)
 
         thread = threading.Thread(target=work)
@@ -133,7 +133,8 @@ class Sites:
             argv = [ROOT / "ceph-dev/up", "--dir", self.directory, "--netns", site.netns]
             argv += [part for line in self._conf for part in ("--conf", line)]
             boots.append(subprocess.Popen([*argv, "--addr", site.address, site.name], stdout=subprocess.DEVNULL))
-        if any([boot.wait() for boot in boots]):
+        codes = [boot.wait() for boot in boots]
+        if any(codes):
             raise SystemExit("a cluster did not come up")
         self.config.write_text("".join(f'[sites.{s.name}]\nconf = "{s.conf}"\n' for s in (self.a, self.b)))
 

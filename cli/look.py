@@ -28,10 +28,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     log.set_defaults(run=run_log)
 
     diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
-    diff.add_argument("tree", metavar="TREE")
+    diff.add_argument(
+        "tree", metavar="TREE[/NODE]", help="the volume, or what a node's branch changed and has not pushed"
+    )
     diff.add_argument(
         "--since",
-        required=True,
         metavar="G",
         help="the older generation (epoch.sequence; 1.0 is the empty volume)",
     )
@@ -132,7 +133,11 @@ def run_log(session: Session) -> int:
 def run_diff(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     if name.node:
-        raise errors.UsageError("diff compares generations of the volume: give the tree alone")
+        from .writing import diff_branch
+
+        return diff_branch(session, session.find(session.options.tree)[1])
+    if not session.options.since:
+        raise errors.UsageError("give --since: the older generation", f"See 'rbdtree log {name.tree}'.")
     since = Position.parse(session.options.since)
     to = Position.parse(session.options.to) if session.options.to else None
     found = difference.between(session.forest(name.tree).tree(name.tree), since, to)

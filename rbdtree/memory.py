@@ -9,14 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import xxhash
 
 from rbdtree import errors
 from rbdtree.model.extent import Extents
-from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Layout, ReadDone, Snapshot, Span, WriteDone
+from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Journal, Layout, ReadDone, Snapshot, Span, WriteDone
 from rbdtree.ports import Pool as PoolPort
 
 Objects = dict[int, bytes]
@@ -284,7 +284,9 @@ class Image:
     def remove_snapshot(self, name: str) -> None:
         with self._storage.guard:
             self._changeable()
-            self._volume.snapshots.remove(self._find(name))
+            found = self._find(name)
+            self._volume.snapshots.remove(found)
+            found.entry = replace(found.entry, name=f"removed-{found.entry.snapshot_id}")
 
     def metadata(self) -> dict[str, str]:
         return dict(self._volume.metadata)
@@ -312,6 +314,10 @@ class Image:
             if self._volume.lock_owner != owner:
                 raise errors.Busy(f"image {self.image_id} is not locked by {owner}")
             self._storage.fence(owner)
+
+    def set_journaling(self, on: bool) -> None:
+        if on:
+            raise errors.Unsupported("images in memory have no journal")
 
     def checksums(self, objects: list[int]) -> list[int | None]:
         found = (self._objects.get(number) for number in objects)
@@ -497,6 +503,9 @@ class Pool:
 
     def break_claim(self, name: str, info: ClaimInfo) -> None:
         self._drop_claim(name, (info.cookie, info.holder))
+
+    def journal(self, image_id: str) -> Journal:
+        raise errors.NotFound(f"image {image_id} has no journal")
 
     def full(self) -> str | None:
         used = sum(len(volume.objects) for volume in self.place.images.values())

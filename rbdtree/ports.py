@@ -4,9 +4,11 @@ suite (``tests/conformance``).
 Every method raises ``rbdtree.errors`` only. Offsets, lengths and sizes are bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+from rbdtree.model.journal_client import Client, Commit, Header, Tag
 
 Span = tuple[int, int, bool]
 """(offset, length, exists): as librbd's diff reports it; ``exists`` is a hint, False where an object is gone."""
@@ -69,7 +71,11 @@ class ClaimInfo:
 
 
 class Image(Protocol):
-    """An open image. ``submit_*`` return at once; their callback runs on a thread of the backend."""
+    """An open image. ``submit_*`` return at once; their callback runs on a thread of the backend.
+
+    Offsets and lengths lie within the image: librbd silently drops what goes past its end. Whatever changes an image
+    that is open read-only is ``Busy``; whatever a fenced client does is ``Fenced``.
+    """
 
     image_id: str
     layout: Layout
@@ -83,6 +89,7 @@ class Image(Protocol):
     def changed(self, since: str | None, offset: int, length: int, *, whole_object: bool) -> list[Span]:
         """A superset of what changed between snapshot ``since`` (None: since the image was empty) and what is open.
 
+        Within the range, which begins inside the image. ``NotFound`` without that snapshot; it must be the older one.
         Ascending. ``whole_object`` rounds to objects and is cheap; it may miss what a shrink and a later grow took
         away.
         """
@@ -105,7 +112,7 @@ class Image(Protocol):
         """Raises ``Exists`` when the name is there."""
 
     def remove_snapshot(self, name: str) -> None:
-        """Raises ``NotFound``; ``Busy`` when a clone needs it."""
+        """Raises ``NotFound``. Clones over it stay: RBD keeps it for them, under a name nobody knows."""
 
     def metadata(self) -> dict[str, str]: ...
     def set_metadata(self, key: str, value: str) -> None: ...
@@ -117,10 +124,16 @@ class Image(Protocol):
         """Addresses of the other clients that have the image open for writing."""
 
     def lock_owner(self) -> str | None:
-        """Address of the client that holds RBD's exclusive lock."""
+        """Address of the client that holds RBD's exclusive lock; on an image open read-only, as of its opening."""
 
     def break_lock(self, owner: str) -> None:
-        """Fences ``owner`` (its client can write no more) and frees the lock."""
+        """Fences ``owner`` (its client can write no more) and frees the lock; ``Busy`` when it is not ``owner``'s."""
+
+    def set_journaling(self, on: bool) -> None:
+        """RBD's journaling feature; nothing when it is so already. Off throws the journal and its clients away.
+
+        ``Unsupported`` for an image without exclusive lock, which journaling needs: others may rely on its absence.
+        """
 
     def checksums(self, objects: list[int]) -> list[int | None]:
         """Computed by the OSDs: xxhash64 of each numbered object as of the open snapshot, None where there is none.
@@ -128,6 +141,37 @@ class Image(Protocol):
         Only with a plain layout. Trailing zeroes may or may not be part of an object: unequal is no proof.
         """
 
+    def close(self) -> None: ...
+
+
+class Journal(Protocol):
+    """The journal of an image, read and committed by a registered client; only librbd's lock owner appends and trims."""
+
+    image_id: str
+    splay_width: int
+    """Objects that are written at a time; entry n of a tag lies in slot n % splay_width."""
+    object_bytes: int
+
+    def header(self, client_id: str) -> Header:
+        """In one round trip. What was written under a tag that is over is in place before this returns."""
+
+    def clients(self) -> tuple[Client, ...]: ...
+    def tags(self, client_id: str, after: int | None = None) -> tuple[Tag, ...]:
+        """Those ``client_id`` may still need; from the one behind ``after`` on. ``NotFound`` for an unknown client."""
+
+    def register(self, client_id: str) -> None:
+        """``Exists`` when it is. It begins where the client that is furthest behind stands."""
+
+    def unregister(self, client_id: str) -> None:
+        """``NotFound`` when it is not registered."""
+
+    def commit(self, client_id: str, positions: Iterable[Commit]) -> None:
+        """Nothing up to these is needed again; whoever writes is told, and trims. Ceph does not check them."""
+
+    def submit_read(self, number: int, offset: int, length: int, done: ReadDone) -> None:
+        """Of a numbered object: fewer bytes at its end, ``NotFound`` where there is none."""
+
+    def object_size(self, number: int) -> int | None: ...
     def close(self) -> None: ...
 
 
@@ -148,14 +192,17 @@ class Pool(Protocol):
         """By id, never by name: a name may be another image tomorrow. ``NotFound`` when it is gone."""
 
     def clone(self, image_id: str, snapshot: str, into: "Pool", name: str) -> str:
-        """A copy-on-write child of the snapshot; its id."""
+        """A copy-on-write child of the snapshot, with the parent's metadata; its id."""
 
     def rename(self, name: str, new: str) -> None: ...
     def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
-        """Moves the image to the RBD trash. ``NotFound`` when no such image has that name."""
+        """Moves the image to the RBD trash, in use or not. ``NotFound`` when no such image has that name."""
 
     def purge(self, image_id: str) -> None:
-        """Removes an image of ours from the trash; nothing when it is not there."""
+        """Removes an image of ours from the trash; nothing when it is not there.
+
+        ``NotEmpty`` when it has snapshots, ``Busy`` when somebody has it open for writing.
+        """
 
     def trashed(self) -> list[ImageEntry]: ...
 
@@ -167,9 +214,12 @@ class Pool(Protocol):
     def swap_document(self, name: str, revision: int, text: str, claim: str | None = None) -> None:
         """Compare-and-swap in one operation.
 
-        ``Changed`` when the revision moved, ``Fenced`` when ``claim`` (a cookie) is not held."""
+        ``NotFound`` when it is gone (it is never made anew), ``Fenced`` when this client does not hold ``claim`` (a
+        cookie), ``Changed`` when the revision moved.
+        """
 
-    def remove_document(self, name: str, revision: int) -> None: ...
+    def remove_document(self, name: str, revision: int) -> None:
+        """With the claim on it. ``NotFound`` and ``Changed`` as above."""
 
     # the directory: names -> text, one object a pool and namespace
     def entries(self) -> dict[str, str]: ...
@@ -180,11 +230,17 @@ class Pool(Protocol):
 
     # claims: a lock with an expiry on a document
     def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
-        """Takes or renews; ``Busy`` when another cookie holds it, ``NotFound`` without the document."""
+        """Takes or renews; ``Busy`` when another cookie or client holds it, ``NotFound`` without the document."""
 
-    def unclaim(self, name: str, cookie: str) -> None: ...
+    def unclaim(self, name: str, cookie: str) -> None:
+        """Nothing when this client does not hold it."""
+
     def claimed(self, name: str) -> ClaimInfo | None: ...
-    def break_claim(self, name: str, info: ClaimInfo) -> None: ...
+    def break_claim(self, name: str, info: ClaimInfo) -> None:
+        """Takes it from this very holder; nothing when that is gone."""
+
+    def journal(self, image_id: str) -> Journal:
+        """``NotFound`` for an image without one."""
 
     def full(self) -> str | None:
         """Why nothing can be written to the pool for want of space, in words; None when there is space."""
@@ -206,7 +262,10 @@ class Cluster(Protocol):
         """Of this client, as lock owners and blocklists write it."""
 
     def fence(self, address: str) -> None:
-        """Blocklists a client, and waits until this client's view of the cluster knows it."""
+        """Blocklists a client, and waits until this client's view of the cluster knows it.
+
+        From then on nothing of that client's lands on an object after something of ours.
+        """
 
     def close(self) -> None: ...
 

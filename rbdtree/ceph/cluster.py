@@ -134,6 +134,15 @@ class Cluster:
             self._rados.blocklist_add(address, 3600)
             self._rados.wait_for_latest_osdmap()
 
+    def wait_for_latest_map(self) -> None:
+        """OSDs answer what is asked from here on with the newest map, its blocklist included."""
+        self._rados.wait_for_latest_osdmap()
+
+    def open_pool_id(self, pool_id: int) -> rados.Ioctx:
+        """For whoever closes it."""
+        with translated(f"open pool {pool_id} of site {self.site}"):
+            return self._rados.open_ioctx2(pool_id)
+
     def command(self, **words: Any) -> Any:
         """A mon command; its JSON answer."""
         with translated(f"ask site {self.site}"):
@@ -165,7 +174,7 @@ class Cluster:
             if self._checksums:
                 self._checksums.close()
             for pool in self._pools.values():
-                pool.ioctx.close()
+                pool.close()
             self._pools.clear()
             with translated(f"leave site {self.site}"):
                 self._rados.shutdown()

@@ -153,14 +153,32 @@ class Image:
             return sorted({str(w["addr"]) for w in self._image.watchers_list()} - {mine})
 
     def lock_owner(self) -> str | None:
-        # Not lock_get_owners: it is EINVAL on an image opened read-only. An unlocked image answers with an empty list.
         with translated(f"lock owner of {self._what}"):
-            found = self._image.list_lockers()
-        return str(found["lockers"][0][2]) if isinstance(found, dict) and found["lockers"] else None
+            try:
+                return next((str(owner["owner"]) for owner in self._image.lock_get_owners()), None)
+            except rbd.InvalidArgument:
+                # Opened read-only, where librbd knows the lockers as of its last refresh; an empty list when unlocked.
+                found = self._image.list_lockers()
+        if not isinstance(found, dict) or found["tag"] != "internal":
+            return None
+        return next((str(address) for _, _, address in found["lockers"]), None)
 
     def break_lock(self, owner: str) -> None:
         with translated(f"break the lock of {owner} on {self._what}"):
             self._image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner)
+
+    def set_journaling(self, on: bool) -> None:
+        with translated(f"features of {self._what}"):
+            features = self._image.features()
+        if bool(features & rbd.RBD_FEATURE_JOURNALING) == on:
+            return
+        if on and not features & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
+            raise errors.Unsupported(
+                f"{self._what} has no exclusive lock, which journaling needs",
+                "Enable it with 'rbd feature enable IMAGE exclusive-lock' where one host writes at a time.",
+            )
+        with translated(f"journaling of {self._what}"):
+            self._image.update_features(rbd.RBD_FEATURE_JOURNALING, on)
 
     def checksums(self, objects: list[int]) -> list[int | None]:
         with translated(f"checksum {self._what}"):

@@ -1,5 +1,6 @@
 """``ports.Pool`` over librados and librbd."""
 
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import rbd
 from rbdtree import errors
 from rbdtree.ceph import claim
 from rbdtree.ceph.image import Image
+from rbdtree.ceph.journal import Journal
 from rbdtree.ceph.translate import translated
 from rbdtree.model.document import DIRECTORY
 from rbdtree.ports import ClaimInfo, ImageEntry, Layout
@@ -39,10 +41,18 @@ class Pool:
         self.namespace = namespace
         self.ioctx = ioctx
         self._rbd = rbd.RBD()
+        self._opened: weakref.WeakSet[Image] = weakref.WeakSet()
 
     @property
     def path(self) -> str:
         return f"{self.site}:{self.name}" + (f"/{self.namespace}" if self.namespace else "")
+
+    def close(self) -> None:
+        """Closes what is still open of it: an image collected after its client is gone aborts the process (librbd)."""
+        for image in list(self._opened):
+            with suppress(errors.Error):
+                image.close()
+        self.ioctx.close()
 
     # -- images
 
@@ -84,7 +94,9 @@ class Pool:
         return image_id
 
     def open(self, image_id: str, snapshot: str | None = None, *, read_only: bool = True) -> Image:
-        return Image(self, image_id, snapshot, read_only)
+        image = Image(self, image_id, snapshot, read_only)
+        self._opened.add(image)
+        return image
 
     def clone(self, image_id: str, snapshot: str, into: PoolPort, name: str) -> str:
         if not isinstance(into, Pool):
@@ -125,7 +137,8 @@ class Pool:
             return None
         if "revision" not in values or "document" not in values:
             return None
-        return int(values["revision"]), values["document"].decode()
+        # The binding has None for an empty value.
+        return int(values["revision"]), (values["document"] or b"").decode()
 
     def create_document(self, name: str, text: str) -> None:
         with translated(f"create {self.path}/{name}"), rados.WriteOpCtx() as op:
@@ -160,7 +173,7 @@ class Pool:
                 with translated(f"read {self.path}/{DIRECTORY}"), rados.ReadOpCtx() as op:
                     page, _ = self.ioctx.get_omap_vals(op, after, "", _ENTRIES)
                     self.ioctx.operate_read_op(op, DIRECTORY)
-                    batch = [(key, value.decode()) for key, value in page]
+                    batch = [(key, (value or b"").decode()) for key, value in page]
             except errors.NotFound:
                 return found
             if not batch:
@@ -214,6 +227,9 @@ class Pool:
     def break_claim(self, name: str, info: ClaimInfo) -> None:
         with suppress(errors.NotFound):
             claim.break_(self.ioctx, name, info)
+
+    def journal(self, image_id: str) -> Journal:
+        return Journal(self, image_id)
 
     def full(self) -> str | None:
         return self.cluster.full(self.name)

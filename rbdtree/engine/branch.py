@@ -22,7 +22,7 @@ OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CON
 
 @dataclass(frozen=True, slots=True)
 class BranchReport:
-    """What a branch holds that nobody else has. ``changed`` is not in any push yet; ``pushes`` are not published yet."""
+    """What a branch holds that nobody else has: ``changed`` is in no push yet, ``pushes`` are not published yet."""
 
     image: str
     base: Position
@@ -67,7 +67,7 @@ def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) ->
                     f"Push and move it on, or 'rbdtree discard {document.full_name}' first.",
                 )
             if uplink and uplink != found.uplink:
-                document = _switch(node, document, found, uplink, claim)
+                document = _switch(node, found, uplink, claim)
             _check_there(node, document, require(document))
             return document, require(document)
         return make(sites, node, document, claim, uplink, at)
@@ -81,7 +81,7 @@ def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
         )
 
 
-def _switch(node: Node, document: NodeDocument, branch: Branch, uplink: str, claim: Claim) -> NodeDocument:
+def _switch(node: Node, branch: Branch, uplink: str, claim: Claim) -> NodeDocument:
     image = node.pool.open(branch.image_id, read_only=False)
     try:
         image.set_journaling(uplink == JOURNAL)
@@ -195,12 +195,27 @@ def clear(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: floa
     """Images that were given up go to the trash; goes on where a discard died."""
     for image_id, name in document.discarding:
         if node.pool.image_id(name) == image_id:
+            remove_snapshots(node.pool, image_id, document.tree_id)
             marks.unmark_image(node.pool, image_id)
             node.pool.trash(image_id, name, expiry_seconds)
+        if not expiry_seconds:
+            node.pool.purge(image_id)
         node.pool.remove_entry(marks.image_entry(image_id))
     if document.discarding:
         return node.update(lambda d: replace(d, discarding=()), claim.cookie)
     return document
+
+
+def remove_snapshots(pool: Pool, image_id: str, tree_id: str) -> None:
+    """Ours, off a branch that is given up: the trash cannot expire an image with snapshots."""
+    prefix = push_snapshot_name(tree_id, 0).removesuffix("0")
+    image = pool.open(image_id, read_only=False)
+    try:
+        for snapshot in image.snapshots():
+            if snapshot.name.startswith(prefix):
+                image.remove_snapshot(snapshot.name)
+    finally:
+        image.close()
 
 
 def give_up(document: NodeDocument) -> NodeDocument:

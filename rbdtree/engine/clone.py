@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from rbdtree import errors
+from rbdtree.engine import branch as branches
 from rbdtree.engine import ends, marks
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node, cluster_of
-from rbdtree.model.document import Intent, NodeDocument
-from rbdtree.model.position import Position, parse_snapshot_name, snapshot_name
+from rbdtree.model.document import Hold, Intent, NodeDocument
+from rbdtree.model.position import Position, parse_snapshot_name, push_snapshot_name, snapshot_name
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import ImageGone
 from rbdtree.plan.edge import CloneState, Pending
@@ -61,6 +62,7 @@ class CloneEdge:
             recorded=document.newest_position,
             pending=Pending(document.intent.since, document.intent.target) if document.intent else None,
             held=ends.held_by(above, document.edge),
+            needed=ends.needed_by(document),
         )
         made = document.intent.image_id if document.intent else ""
         current = self.child.pool.image_id(document.ref.image)
@@ -72,7 +74,11 @@ class CloneEdge:
         image = self.child.pool.open(current or document.image_id)
         try:
             over, foreign = self._stands_on(image, above)
-            return replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
+            state = replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
+            if document.branch and not foreign and image.image_id == document.branch.image_id:
+                stays = self._branch_stays(max(upstream, default=None), state.used_by)
+                state = replace(state, stays=stays, used_by=())
+            return state
         finally:
             image.close()
 
@@ -84,11 +90,18 @@ class CloneEdge:
                 "was flattened: it stands on no snapshot",
             )
         named = parse_snapshot_name(ancestor.snapshot)
+        if named is None and ancestor.image_id == above.image_id:
+            # The snapshot was removed by hand; RBD keeps it below the clone, without its name.
+            intent, recorded = self.document.intent, self.document.newest_position
+            known = intent.target if intent and intent.image_id == image.image_id else recorded
+            named = (self.document.tree_id, known) if known else None
         if named is None or ancestor.image_id != above.image_id:
             return (
                 None,
                 f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica",
             )
+        if self.document.branch:
+            return named[1], ""
         if image.own_data():
             return named[1], "holds data of its own: somebody wrote to it"
         if image.snapshots():
@@ -96,6 +109,15 @@ class CloneEdge:
         if image.size() != ancestor.overlap_bytes:
             return named[1], "was resized"
         return named[1], ""
+
+    def _branch_stays(self, newest: Position | None, used_by: tuple[str, ...]) -> str:
+        """Why the branch, which is the node's image, cannot be swapped for a newer clone; empty when it can."""
+        report = branches.look(self.child, self.document)
+        mine = [p for p in self.document.pushes if p.owner == self.document.ref.node_id and p.position]
+        late = [p for p in mine if p.position and (newest is None or p.position > newest)]
+        if not report.clean or late:
+            return f"stays over {report.base}: it holds writes that are not published, or not here yet"
+        return f"stays over {report.base}: it is in use by {', '.join(used_by)}" if used_by else ""
 
     def apply(self, step: steps.Step) -> None:
         """Carries out one step."""
@@ -161,6 +183,8 @@ class CloneEdge:
         else:
             made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
         marks.mark_image(pool, made, self.document)
+        if self.document.branch:
+            branches.seal_base(pool, made, push_snapshot_name(self.document.tree_id, 0), self.document.branch.uplink)
         self._update(lambda d: replace(d, intent=d.intent and replace(d.intent, image_id=made)))
 
     def _swap(self) -> None:
@@ -180,6 +204,7 @@ class CloneEdge:
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
+        branches.remove_snapshots(pool, image_id, self.document.tree_id)
         pool.trash(image_id, name, self._expiry_seconds)
         image = pool.open(image_id)
         clean = not image.own_data() and not image.snapshots() and not image.watchers()
@@ -189,16 +214,36 @@ class CloneEdge:
                 pool.purge(image_id)
 
     def _settle(self, position: Position) -> None:
-        generation = self.upstream.read().generation(position)
+        above = self.upstream.read()
+        generation = above.generation(position)
         if generation is None:
             raise errors.Changed(f"generation {position} left {self.upstream.name}")
         intent, old = self.document.intent, self.document.image_id
         made = intent.image_id if intent else old
-        self._update(
-            lambda d: replace(
-                d, generations=(generation,), image_id=made, intent=None, distrust="", epoch=position.epoch
-            )
+        leases = above.leases
+        owner = f"branch:{self.document.ref.node_id}"
+        hold = Hold(owner, position, f"branch of {self.name}", True)
+        branch = self.document.branch
+        moved = branch and replace(
+            branch, image_id=made, base=position, since=push_snapshot_name(self.document.tree_id, 0)
         )
+        if moved:
+            self.upstream.update(lambda d: d.without_holds(owner).with_hold(hold))
+
+        def change(d: NodeDocument) -> NodeDocument:
+            held = d.without_holds(owner).with_hold(hold) if moved else d
+            return replace(
+                held,
+                generations=(generation,),
+                image_id=made,
+                intent=None,
+                distrust="",
+                epoch=position.epoch,
+                branch=moved,
+                leases=leases,
+            )
+
+        self._update(change)
         if old and old != made:
             self.child.pool.remove_entry(marks.image_entry(old))
 

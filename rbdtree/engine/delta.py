@@ -39,11 +39,23 @@ def coarse(image: Image, since: str | None, until: str | None) -> Extents:
 
 
 def exact(image: Image, since: str, within: Extents, start: int = 0) -> Iterator[list[Pair]]:
-    """Changed extents inside ``within`` from offset ``start`` on, ascending, in batches."""
-    runs = deque(_runs(within.clip(start, image.size()), image.layout.object_bytes))
+    """Changed extents inside ``within`` from offset ``start`` on, ascending, in batches.
+
+    An object that is gone counts whole: the diff ends it where its last byte was, and a target that zeroed no more than
+    that would keep an empty object.
+    """
+    size, unit = image.size(), image.layout.object_bytes
+    runs = deque(_runs(within.clip(start, size), unit))
 
     def ask(run: Pair) -> list[Pair]:
-        return [(offset, length) for offset, length, _ in image.changed(since, *run, whole_object=False)]
+        spans = image.changed(since, *run, whole_object=False)
+        return list(Extents.of(whole(at, n) if not exists else (at, n) for at, n, exists in spans))
+
+    def whole(offset: int, length: int) -> Pair:
+        if not image.layout.plain:
+            return offset, length
+        first, last = offset - offset % unit, offset + length
+        return first, min(size, last - last % -unit) - first
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="diff") as threads:
         ahead: deque[Future[list[Pair]]] = deque()

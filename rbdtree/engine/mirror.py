@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, sample
+from rbdtree.engine import delta, ends, extents, sample
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.copy import Target
 from rbdtree.engine.node import Node, cluster_of
-from rbdtree.model.document import Intent, NodeDocument
+from rbdtree.model.document import Intent, NodeDocument, PushState
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan import step as steps
@@ -32,6 +32,7 @@ class CopyRequest:
     target: Target
     start: int = 0
     compare: bool = False
+    local: bool = False
 
 
 class MirrorEdge:
@@ -56,14 +57,15 @@ class MirrorEdge:
         self._head: Image | None = None
         self._source: tuple[Position | None, Image] | None = None
         self._above: NodeDocument | None = None
+        self._local: list[Image] = []
 
     def close(self) -> None:
         """Closes the images, and says in the document that this worker left in good order."""
-        for image in (self._head, self._source and self._source[1]):
+        for image in (self._head, self._source and self._source[1], *self._local):
             if image is not None:
                 with suppress(errors.Error):
                     image.close()
-        self._head, self._source = None, None
+        self._head, self._source, self._local = None, None, []
         if self._claim:
             with suppress(errors.Error):
                 self.child.update(self._goodbye, self._claim.cookie)
@@ -219,10 +221,13 @@ class MirrorEdge:
         first, last = self._snapshot(since) if since else None, self._snapshot(target)
         compare = bool(self.document.distrust)
         size = source.size()
-        if intent.done_bytes and first:
+        if intent.done_bytes and first and any(s.name == first for s in head.snapshots()):
             self._check_resumed(head, source, first, last)
         if head.size() != size:
             head.resize(size)
+        mine = None if compare else self._own_push(since, target, head)
+        if mine:
+            return mine
         # What exists in the head exists in its last generation, or was written by this very delta.
         existing = delta.coarse(head, None, None)
 
@@ -238,6 +243,29 @@ class MirrorEdge:
             target=Target(self.name, head, Extents.of([(0, size)]) if compare else existing),
             start=intent.done_bytes,
             compare=compare,
+        )
+
+    def _own_push(self, since: Position | None, target: Position, head: Image) -> CopyRequest | None:
+        """A generation that is a push which went up from or through here: its bytes need not come down again."""
+        generation = self._upstream_document().generation(target)
+        push = self.document.push(generation.push) if generation and generation.exact else None
+        follows = since is not None and (since.epoch, since.sequence + 1) == (target.epoch, target.sequence)
+        if push is None or not push.image_id or not follows or push.state is PushState.CONFLICT:
+            return None
+        pool = self.child.pool
+        try:
+            newer, older = pool.open(push.image_id, push.snapshot), pool.open(push.image_id, push.since)
+        except errors.NotFound:
+            return None
+        self._local += [newer, older]
+        if newer.size() > head.size():
+            return None
+        return CopyRequest(
+            key=(self.child.node_id, f"push {push.push_id}"),
+            source=newer,
+            planned=lambda _: extents.of_push(newer, older, push.since, push.snapshot),
+            target=Target(self.name, head, Extents.of([(0, head.size())])),
+            local=True,
         )
 
     def _check_resumed(self, head: Image, source: Image, since: str, until: str) -> None:
@@ -322,8 +350,16 @@ class MirrorEdge:
             snapshot.size_bytes,
             above.created if above else self._intent().started,
             above.delta_bytes if above else None,
+            above.author if above else "",
+            above.push if above else "",
+            above.exact if above else False,
         )
-        self._update(lambda d: replace(d.with_generation(generation), intent=None, distrust="", epoch=position.epoch))
+        leases = self._upstream_document().leases
+        self._update(
+            lambda d: replace(
+                d.with_generation(generation), intent=None, distrust="", epoch=position.epoch, leases=leases
+            )
+        )
 
 
 def _without(generations: tuple[Generation, ...], position: Position) -> tuple[Generation, ...]:

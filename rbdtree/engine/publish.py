@@ -39,8 +39,8 @@ def _land_one(root: Root, push: Push, shared: bool) -> Push:
         users = root.image.watchers()
         if users and not shared:
             raise errors.Busy(
-                f"the root's image {root.document.ref.image_spec} is open for writing at {', '.join(users)}: a push into it "
-                "could be torn by what that client writes",
+                f"the root's image {root.document.ref.image_spec} is open for writing at {', '.join(users)}: what that "
+                "client writes could tear a push",
                 "Unmap it there; or push with --shared if every application on it is cluster-aware.",
             )
         if root.changed():

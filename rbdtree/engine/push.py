@@ -1,7 +1,7 @@
-"""A branch's writes on their way up: staged at the node, copied hop by hop, published at the root, and the verdict back.
+"""A branch's writes on their way up: staged at the node, copied hop by hop, published at the root; the verdict back.
 
-Every hop needs the clusters of one edge. An id (node, number) makes each idempotent: killed anywhere and run again, a push
-is published once.
+Every hop needs the clusters of one edge. An id (node, number) makes each idempotent: killed anywhere and run again, a
+push is published once.
 """
 
 import time
@@ -13,7 +13,7 @@ from rbdtree.engine import extents, marks, publish
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Evidence, Kind, NodeDocument, Push, PushState
+from rbdtree.model.document import Evidence, Kind, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
 from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
 from rbdtree.ports import Image, Reporter, Sites
@@ -74,7 +74,7 @@ def _taken(node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
     """Finishes a push whose snapshot may or may not have been taken."""
     for push in document.pushes:
         if push.state is PushState.TAKING and push.owner == document.ref.node_id:
-            document = _seal(node, document, push, claim)
+            document = _seal(node, push, claim)
     return document
 
 
@@ -92,11 +92,11 @@ def _take(node: Node, document: NodeDocument, claim: Claim) -> None:
         since=branch.since,
         snapshot=push_snapshot_name(document.tree_id, number),
     )
-    document = node.update(lambda d: replace(d.with_push(push), push_number=number), claim.cookie)
-    _seal(node, document, push, claim)
+    node.update(lambda d: replace(d.with_push(push), push_number=number), claim.cookie)
+    _seal(node, push, claim)
 
 
-def _seal(node: Node, document: NodeDocument, push: Push, claim: Claim) -> NodeDocument:
+def _seal(node: Node, push: Push, claim: Claim) -> NodeDocument:
     image = node.pool.open(push.image_id, read_only=False)
     try:
         if all(s.name != push.snapshot for s in image.snapshots()):
@@ -111,8 +111,11 @@ def _seal(node: Node, document: NodeDocument, push: Push, claim: Claim) -> NodeD
     return node.update(change, claim.cookie)
 
 
-def forward(sites: Sites, node: Node, reporter: Reporter) -> int:
-    """Copies every push staged at this node into its parent; bytes sent. Nothing at the root."""
+def forward(sites: Sites, node: Node, reporter: Reporter, leases: tuple[Lease, ...] | None = None) -> int:
+    """Copies every push staged at this node into its parent; bytes sent. Nothing at the root.
+
+    ``leases``: as the root has them, when it can be asked; otherwise what the parent was last told counts.
+    """
     sent = 0
     if not any(p.state is PushState.STAGED for p in node.read().pushes):
         return 0
@@ -123,11 +126,19 @@ def forward(sites: Sites, node: Node, reporter: Reporter) -> int:
         parent = Node.at(sites, document.parent)
         for push in document.pushes:
             if push.state is PushState.STAGED:
-                sent += _forward_one(sites, node, parent, push, claim, reporter)
+                sent += _forward_one(sites, node, parent, push, claim, reporter, leases)
     return sent
 
 
-def _forward_one(sites: Sites, node: Node, parent: Node, push: Push, claim: Claim, reporter: Reporter) -> int:
+def _forward_one(
+    sites: Sites,
+    node: Node,
+    parent: Node,
+    push: Push,
+    claim: Claim,
+    reporter: Reporter,
+    leases: tuple[Lease, ...] | None,
+) -> int:
     above = parent.read()
     sent = 0
     if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
@@ -135,7 +146,7 @@ def _forward_one(sites: Sites, node: Node, parent: Node, push: Push, claim: Clai
         older = node.pool.open(push.image_id, push.since)
         try:
             wanted = extents.collect(extents.of_push(newer, older, push.since, push.snapshot))
-            evidence = publish.leased(above.leases, push, wanted, time.time())
+            evidence = publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
             if evidence:
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
                 node.update(lambda d: d.with_push(refused), claim.cookie)
@@ -224,22 +235,32 @@ def hear(sites: Sites, node: Node) -> None:
     node.update(change)
 
 
+def climb(sites: Sites, node: Node) -> tuple[list[Node], errors.Error | None]:
+    """The nodes from this one up to the root, or as far as this host reaches, and what stopped it."""
+    chain = [node]
+    try:
+        while (parent := chain[-1].read().parent) is not None:
+            above = Node.at(sites, parent)
+            above.read()
+            chain.append(above)
+    except (errors.Unreachable, errors.NotFound, errors.Denied) as error:
+        return chain, error
+    return chain, None
+
+
 def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
     """All the way up as far as this host reaches, and the verdict back to the node."""
     outcome = PushOutcome(node.read().full_name)
     outcome.staged = stage(node)
-    chain = [node]
+    chain, outcome.stopped = climb(sites, node)
+    top = chain[-1].read()
+    leases = top.leases if top.kind is Kind.ROOT else None
     try:
-        while True:
-            document = chain[-1].read()
-            if document.kind is Kind.ROOT:
-                publish.land(chain[-1], reporter, shared=shared)
-                break
-            outcome.sent_bytes += forward(sites, chain[-1], reporter)
-            if document.parent is None:
-                raise errors.Bug(f"{document.full_name} has no parent")
-            chain.append(Node.at(sites, document.parent))
-    except (errors.Unreachable, errors.NotFound, errors.Denied) as error:
+        for hop in chain if top.kind is not Kind.ROOT else chain[:-1]:
+            outcome.sent_bytes += forward(sites, hop, reporter, leases)
+        if top.kind is Kind.ROOT:
+            publish.land(chain[-1], reporter, shared=shared)
+    except errors.Unreachable as error:
         outcome.stopped = error
     for hop in reversed(chain[:-1]):
         hear(sites, hop)

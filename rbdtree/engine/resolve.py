@@ -14,9 +14,7 @@ from rbdtree.ports import Sites
 
 def refused(document: NodeDocument) -> tuple[Push, ...]:
     """The node's own pushes that met a conflict; ``NotFound`` without one."""
-    found = tuple(
-        p for p in document.pushes if p.owner == document.ref.node_id and p.state is PushState.CONFLICT
-    )
+    found = tuple(p for p in document.pushes if p.owner == document.ref.node_id and p.state is PushState.CONFLICT)
     if not found:
         raise errors.NotFound(f"{document.full_name} has no conflict to resolve", "See 'rbdtree status'.")
     return found
@@ -39,7 +37,9 @@ def take_ours(node: Node) -> str:
             return replace(d, pushes=(*kept, *renewed), push_number=number)
 
         node.update(change, claim.cookie)
-    return f"{document.full_name} takes its own bytes; 'rbdtree push {document.full_name}' publishes them over the others'"
+    return (
+        f"{document.full_name} takes its own bytes; 'rbdtree push {document.full_name}' publishes them over the others'"
+    )
 
 
 def take_theirs(sites: Sites, node: Node, expiry_seconds: float) -> str:

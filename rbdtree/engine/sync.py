@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from rbdtree import errors
 from rbdtree.engine import copy as copying
-from rbdtree.engine import ends
+from rbdtree.engine import branch as branches
+from rbdtree.engine import ends, push, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.desk import Desk
@@ -36,6 +37,7 @@ class Outcome:
     node: str
     changed: bool = False
     written_bytes: int = 0
+    local_bytes: int = 0
     seconds: float = 0.0
     error: errors.Error | None = None
     steps: list[str] = field(default_factory=list)
@@ -72,6 +74,9 @@ class Sync:
     def run(self, tree: Tree) -> list[Outcome]:
         """Returns one outcome a node, in the order in which they ended. Raises nothing of a single edge's."""
         for top in tree.tops():
+            if top.kind is Kind.ROOT and top.node and top.document and top.document.branch and not self._dry_run:
+                with Claim(top.node, "sync", wait=True) as claim:
+                    self._after(top.node, claim)
             self._below(tree, top)
         return list(self.outcomes.values())
 
@@ -148,15 +153,27 @@ class Sync:
                 self._rounds(edge, outcome, desk, claim)
             finally:
                 edge.close()
+            if claim:
+                self._after(node, claim)
 
     def _clone(self, node: Node, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
-            self._rounds(
-                CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds),
-                outcome,
-                None,
-                claim,
-            )
+            edge = CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds)
+            self._rounds(edge, outcome, None, claim)
+            if claim:
+                self._after(node, claim)
+
+    def _after(self, node: Node, claim: Claim) -> None:
+        """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""
+        document = node.read()
+        if not document.pushes and document.branch is None and not document.discarding:
+            return
+        branches.clear(node, document, claim, self._expiry_seconds)
+        push.hear(self._sites, node)
+        said = branches.move_on(self._sites, node, claim)
+        if said:
+            self._reporter.note(document.full_name, said)
+        tidy.tidy(node, claim)
 
     def _claimed(self, node: Node) -> "Claim | nullcontext[None]":
         return nullcontext() if self._dry_run else Claim(node, "sync")
@@ -188,6 +205,8 @@ class Sync:
                 request = edge.apply(step)
                 if isinstance(request, CopyRequest) and desk and isinstance(edge, MirrorEdge):
                     desk.copy(request, claim.check, edge.record)
+                    if request.local:
+                        outcome.local_bytes += request.target.written_bytes
                     outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
                 outcome.changed = True
         except errors.Changed as error:

@@ -83,8 +83,10 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a generation must not be removed yet. ``owner`` is an edge's UUID, or ``branch:`` and a node's; ``branch`` says
-    that a branch at or below the owner stands on it."""
+    """Why a generation must not be removed yet.
+
+    ``owner`` is an edge's UUID, or ``branch:`` and a node's; ``branch``: a branch at or below the owner stands on it.
+    """
 
     owner: str
     position: Position
@@ -173,8 +175,8 @@ class Intent:
 
     ``since`` is the generation the head had, None when it was empty; every byte of the volume before ``done_bytes`` is
     already that of ``target``. ``client`` is the RADOS address of the worker, to fence it should it come back from the
-    dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push that
-    is being applied at the root.
+    dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push
+    that is being applied at the root.
     """
 
     target: Position

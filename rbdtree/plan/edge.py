@@ -100,11 +100,17 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
-    if not path:
-        wanted = ({base} if base else set()) | state.needed
-        steps += [Hold(position) for position in sorted(wanted - held) if position in state.upstream]
-        steps += [Release(position) for position in sorted(held - wanted)]
+    wanted = ({base} if base else set()) | state.needed
+    steps += _hold(held, *sorted(p for p in wanted if p in state.upstream))
+    steps += [Release(position) for position in sorted(held - wanted)]
     return tuple(steps)
+
+
+def _hold(held: set[Position], *positions: Position | None) -> list[Step]:
+    """Holds for those that are not held yet; ``held`` knows them from now on."""
+    missing = [p for p in positions if p and p not in held]
+    held.update(missing)
+    return [Hold(position) for position in missing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +186,8 @@ class CloneState:
     """An edge to a clone node, as seen.
 
     ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why
-    the image is not a clean clone of ours; ``used_by`` are the clients that have it open.
+    the image is not a clean clone of ours; ``used_by`` are the clients that have it open. ``stays``: why a node whose
+    image is its branch does not move.
     """
 
     node: str
@@ -192,6 +199,7 @@ class CloneState:
     held: frozenset[Position] = field(default_factory=frozenset)
     needed: frozenset[Position] = field(default_factory=frozenset)
     foreign: str = ""
+    stays: str = ""
     used_by: tuple[str, ...] = ()
     gone: ImageGone | None = None
 
@@ -213,7 +221,7 @@ def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Confli
     target = max((p for p in state.upstream if goal is None or p <= goal), default=None)
     if pending:
         target = pending.target
-    moves = target is not None and (over is None or target > over)
+    moves = target is not None and (over is None or target > over) and not state.stays
     if moves and target is not None:
         if state.foreign:
             return CloneChanged(state.node, state.image, state.foreign)

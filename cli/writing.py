@@ -1,0 +1,367 @@
+"""``branch``, ``push``, ``discard``, ``resolve``, ``lease``: what hosts write, and how it becomes the volume's."""
+
+import argparse
+import sys
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.engine import branch as branches
+from rbdtree.engine import lease as leases
+from rbdtree.engine import push as pushing
+from rbdtree.engine import resolve
+from rbdtree.engine.forest import Member, Tree, document_of
+from rbdtree.engine.node import Node
+from rbdtree.engine.sync import Outcome, Sync
+from rbdtree.model.document import Lease, Push
+from rbdtree.model.extent import Extents
+from rbdtree.model.name import ImageSpec, NodeName, parse_size
+from rbdtree.model.position import Position
+
+from . import options, progress, render
+from .session import Session
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the commands."""
+    parents = [options.common(), options.changing()]
+    branch = commands.add_parser(
+        "branch", help="give a node a writable branch, or name the one it has", parents=parents
+    )
+    branch.add_argument("node", metavar="TREE/NODE")
+    branch.add_argument("--uplink", choices=("snapshot", "journal"), help="how its writes are found (docs/writing.md)")
+    branch.add_argument("--at", metavar="G", help="over this generation (default: the node's newest)")
+    branch.set_defaults(run=run_branch)
+
+    push = commands.add_parser("push", help="send a branch's writes up and publish them at the root", parents=parents)
+    push.add_argument("node", metavar="TREE/NODE")
+    push.add_argument("--wait", action="store_true", help="until the node has the published generation back")
+    push.add_argument(
+        "--shared",
+        action="store_true",
+        help="also while others have the root's image open (cluster-aware applications)",
+    )
+    push.set_defaults(run=run_push)
+
+    discard = commands.add_parser("discard", help="throw a branch away, into the RBD trash", parents=parents)
+    discard.add_argument("node", metavar="TREE/NODE")
+    discard.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    discard.set_defaults(run=run_discard)
+
+    ending = commands.add_parser("resolve", help="end a conflict", parents=parents)
+    ending.add_argument("node", metavar="TREE/NODE")
+    how = ending.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--take", choices=("ours", "theirs"), help="ours: push over the others' bytes; theirs: give the branch up"
+    )
+    how.add_argument("--park", metavar="IMAGE", help="keep the branch as an ordinary image of this name")
+    ending.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    ending.set_defaults(run=run_resolve)
+
+    lease = commands.add_parser("lease", help="the right to publish to a range")
+    actions = lease.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in (
+        ("acquire", "get it, and bring the holder up to date"),
+        ("renew", "keep what a node has for longer"),
+        ("release", "give it back"),
+    ):
+        parser = actions.add_parser(action, help=text, parents=parents)
+        parser.add_argument("node", metavar="TREE/NODE")
+        if action != "renew":
+            parser.add_argument(
+                "--portion", metavar="A..B[,C..D]", help="ranges such as 0..1G (default: the whole volume)"
+            )
+        if action != "release":
+            parser.add_argument(
+                "--for", dest="duration", default="1h", metavar="DURATION", help="such as 15m (default 1h)"
+            )
+        parser.set_defaults(run=run_lease)
+    listing = actions.add_parser("ls", help="who holds what, and for how long", parents=[options.common()])
+    listing.add_argument("tree", metavar="TREE[/NODE]")
+    listing.set_defaults(run=run_lease_ls)
+
+
+def _node(session: Session) -> tuple[Tree, Member, Node]:
+    tree, member = session.find(session.options.node)
+    return tree, member, document_of(member)[0]
+
+
+def run_branch(session: Session) -> int:
+    given = session.options
+    _, member, node = _node(session)
+    at = Position.parse(given.at) if given.at else None
+    if session.dry_run:
+        document = document_of(member)[1]
+        said = f"{document.full_name} has a branch" if document.branch else f"{document.full_name} would get a branch"
+        session.put({"node": given.node, "dry_run": True}, said)
+        return 0
+    document, branch = branches.ensure(session.sites, node, given.uplink, at)
+    spec = branches.spec(document, branch)
+    session.put(
+        {
+            "node": given.node,
+            "image": spec,
+            "image_id": branch.image_id,
+            "base": str(branch.base),
+            "uplink": branch.uplink,
+            "dry_run": False,
+        },
+        spec,
+    )
+    return 0
+
+
+def diff_branch(session: Session, member: Member) -> int:
+    """``diff TREE/NODE``: what the branch changed and has not pushed."""
+    node, document = document_of(member)
+    report = branches.look(node, document)
+    totals = {
+        "node": document.full_name,
+        "image": report.image,
+        "base": str(report.base),
+        "total_bytes": report.changed.total,
+        "count": len(report.changed),
+        "pushes": [_push(p) for p in report.pushes],
+    }
+    if session.json:
+        extents = [{"offset_bytes": offset, "length_bytes": length} for offset, length in report.changed]
+        session.put(totals if session.options.totals else {**totals, "extents": extents}, "")
+        return 0
+    if not session.options.totals:
+        render.table(("OFFSET", "LENGTH"), [(str(o), str(n)) for o, n in report.changed], right=(0, 1))
+    print(
+        f"{report.image} over {report.base}: {render.size(report.changed.total)} in {len(report.changed)} extents not "
+        f"pushed, {len(report.pushes)} pushes under way"
+    )
+    return 0
+
+
+def _push(push: Push) -> dict[str, Any]:
+    return {
+        "id": push.push_id,
+        "number": push.number,
+        "state": str(push.state),
+        "base": str(push.base),
+        "generation": str(push.position) if push.position else None,
+        "force": push.force,
+        "evidence": [
+            {
+                "reason": e.reason,
+                "node": e.author,
+                "generation": str(e.position) if e.position else None,
+                "total_bytes": e.total_bytes,
+                "extents": [{"offset_bytes": o, "length_bytes": n} for o, n in e.extents],
+            }
+            for e in push.evidence
+        ],
+    }
+
+
+def run_push(session: Session) -> int:
+    given = session.options
+    tree, member, node = _node(session)
+    document = document_of(member)[1]
+    if session.dry_run:
+        report = branches.look(node, document)
+        text = f"{document.full_name} would push {render.size(report.changed.total)}"
+        session.put({"node": given.node, "total_bytes": report.changed.total, "dry_run": True}, text)
+        return 0
+    with progress.reporter(session) as reporter:
+        outcome = pushing.push(session.sites, node, reporter, shared=given.shared)
+        synced: list[Outcome] = []
+        if given.wait and not outcome.refused and not outcome.stopped:
+            fresh = session.forest(tree.name).tree(tree.name)
+            only = frozenset(m.ref.name for m in fresh.path(fresh.member(member.ref.name)))
+            synced = Sync(session.sites, reporter, only=only, expiry_seconds=session.config.trash_expiry_seconds).run(
+                fresh
+            )
+    _report_push(session, outcome)
+    if outcome.refused:
+        raise pushing.conflict(document_of(session.find(given.node)[1])[1], outcome.refused[0])
+    if outcome.stopped:
+        raise outcome.stopped
+    failed = next((o.error for o in synced if o.error), None)
+    if failed:
+        raise failed
+    return 0
+
+
+def _report_push(session: Session, outcome: pushing.PushOutcome) -> None:
+    value = {
+        "node": outcome.node,
+        "pushes": outcome.staged,
+        "sent_bytes": outcome.sent_bytes,
+        "published": [str(p) for p in outcome.published],
+        "refused": [_push(p) for p in outcome.refused],
+        "stopped": str(outcome.stopped) if outcome.stopped else None,
+        "dry_run": False,
+    }
+    if outcome.refused and not session.json:
+        return
+    newest = outcome.published[-1] if outcome.published else None
+    text = (
+        f"{outcome.node}: published as generation {newest}"
+        if outcome.staged and newest
+        else f"{outcome.node}: on its way, {render.size(outcome.sent_bytes)} sent"
+        if outcome.staged
+        else f"{outcome.node}: nothing to push"
+    )
+    session.put(value, text)
+
+
+def _agreed(session: Session, question: str) -> bool:
+    """Asks on a terminal; elsewhere --yes must have been given."""
+    if session.options.yes or session.dry_run:
+        return True
+    if not sys.stdin.isatty():
+        raise errors.UsageError(f"{question} Nobody is there to answer", "Give --yes if you are sure.")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _what_goes(node: Node, member: Member) -> str:
+    document = document_of(member)[1]
+    try:
+        report = branches.look(node, node.read())
+    except errors.Error as error:
+        return f"the branch of {document.full_name} ({error})"
+    lost = f"{report.changed.total} bytes never pushed" + (f" and {len(report.pushes)} pushes" if report.pushes else "")
+    return f"{report.image} with {lost}"
+
+
+def run_discard(session: Session) -> int:
+    _, member, node = _node(session)
+    document = document_of(member)[1]
+    if document.branch is None:
+        session.put({"node": session.options.node, "dry_run": session.dry_run}, f"{document.full_name} has no branch")
+        return 0
+    what = _what_goes(node, member)
+    if session.dry_run:
+        session.put({"node": session.options.node, "dry_run": True}, f"would discard {what}")
+        return 0
+    if not _agreed(session, f"Discard {what}?"):
+        print("nothing was changed")
+        return 0
+    said = branches.discard(session.sites, node, session.config.trash_expiry_seconds)
+    session.put({"node": session.options.node, "dry_run": False, "image": said}, said)
+    return 0
+
+
+def run_resolve(session: Session) -> int:
+    given = session.options
+    _, member, node = _node(session)
+    resolve.refused(document_of(member)[1])
+    how = f"--park {given.park}" if given.park else f"--take {given.take}"
+    if session.dry_run:
+        session.put({"node": given.node, "dry_run": True}, f"would resolve {given.node} with {how}")
+        return 0
+    if given.take == "theirs" and not _agreed(session, f"Give up {_what_goes(node, member)}?"):
+        print("nothing was changed")
+        return 0
+    if given.take == "ours":
+        said = resolve.take_ours(node)
+    elif given.take == "theirs":
+        said = resolve.take_theirs(session.sites, node, session.config.trash_expiry_seconds)
+    else:
+        document = document_of(member)[1]
+        name = given.park if ":" in given.park else f"{_place(document.ref.image_spec)}{given.park}"
+        said = resolve.park(session.sites, node, ImageSpec.parse(name))
+    session.put({"node": given.node, "dry_run": False, "image": said}, said)
+    return 0
+
+
+def _place(spec: str) -> str:
+    return spec[: max(spec.rfind("/"), spec.rfind(":")) + 1]
+
+
+def _portion(text: str | None) -> Extents | None:
+    if not text:
+        return None
+    pairs = []
+    for part in text.split(","):
+        low, dots, high = part.partition("..")
+        if not dots:
+            raise errors.UsageError(f"{part!r} is not a range", "Write A..B, for example 0..1G.")
+        start, end = parse_size(low or "0"), parse_size(high)
+        if end <= start:
+            raise errors.UsageError(f"{part!r} ends before it begins")
+        pairs.append((start, end - start))
+    return Extents.of(pairs)
+
+
+def _seconds(text: str) -> float:
+    from rbdtree.schema import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from error
+
+
+def run_lease(session: Session) -> int:
+    given = session.options
+    tree, member, _ = _node(session)
+    holder = document_of(member)[1]
+    root = tree.root
+    if root is None or root.node is None:
+        raise errors.Unreachable(f"the root of {tree.name} cannot be reached: leases are granted there")
+    if session.dry_run:
+        session.put({"node": given.node, "dry_run": True}, f"would {given.action} a lease for {given.node}")
+        return 0
+    if given.action == "release":
+        count = leases.release(root.node, holder, _portion(given.portion))
+        session.put({"node": given.node, "dry_run": False}, f"{given.node}: {count} leases given back")
+        return 0
+    seconds = _seconds(given.duration)
+    if given.action == "renew":
+        granted = leases.renew(root.node, holder, seconds)
+    else:
+        granted = (leases.acquire(root.node, holder, _portion(given.portion), seconds),)
+        with progress.reporter(session) as reporter:
+            fresh = session.forest(tree.name).tree(tree.name)
+            only = frozenset(m.ref.name for m in fresh.path(fresh.member(member.ref.name)))
+            outcomes = Sync(session.sites, reporter, only=only, expiry_seconds=session.config.trash_expiry_seconds).run(
+                fresh
+            )
+        failed = next((o.error for o in outcomes if o.error), None)
+        if failed:
+            raise failed
+    session.put(
+        {"node": given.node, "dry_run": False, "leases": [_lease(x) for x in granted]},
+        "\n".join(f"{given.node} holds {_ranges(x)} for {seconds:g} s" for x in granted),
+    )
+    return 0
+
+
+def _ranges(lease: Lease) -> str:
+    return ", ".join(f"{offset}..{offset + length}" for offset, length in lease.extents)
+
+
+def _lease(lease: Lease) -> dict[str, Any]:
+    return {
+        "holder": lease.holder_name,
+        "epoch": lease.epoch,
+        "expires_seconds": lease.expires,
+        "extents": [{"offset_bytes": o, "length_bytes": n} for o, n in lease.extents],
+    }
+
+
+def run_lease_ls(session: Session) -> int:
+    import time
+
+    name = NodeName.parse(session.options.tree)
+    tree = session.forest(name.tree).tree(name.tree)
+    if tree.root is None or tree.root.document is None:
+        raise errors.Unreachable(f"the root of {tree.name} cannot be reached: leases are kept there")
+    now = time.time()
+    found = [
+        x
+        for x in leases.active(tree.root.document, now)
+        if not name.node or x.holder == tree.member(name.node).ref.node_id
+    ]
+    if session.json:
+        session.put({"tree": tree.name, "leases": [_lease(x) for x in found]}, "")
+    elif found:
+        rows = [(x.holder_name, _ranges(x), render.age(x.expires - now)) for x in found]
+        render.table(("HOLDER", "RANGE", "LEFT"), rows)
+    else:
+        print(f"{name} has no leases")
+    return 0
