@@ -6,15 +6,16 @@ import threading
 from dataclasses import replace
 
 from rbdtree import errors
+from rbdtree.engine import ends
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import Tree, document_of
 from rbdtree.engine.sync import Outcome, Sync
-from rbdtree.model.document import NodeDocument
+from rbdtree.model.document import Kind
 from rbdtree.model.name import NodeName
-from rbdtree.model.position import Generation
+from rbdtree.model.position import Generation, Position
 
 from . import options, progress, render
-from .session import Session
+from .session import Session, described
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,66 +31,52 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     syncing.set_defaults(run=run_sync)
 
 
-def _root(tree: Tree) -> NodeDocument:
-    root = tree.root
-    if root is None:
-        raise errors.Unreachable(f"the root of {tree.name} cannot be reached", "Look at 'rbdtree site check'.")
-    return document_of(root)[1]
-
-
 def _cut(session: Session, tree: Tree) -> Generation:
-    document = _root(tree)
-    if tree.root is None or tree.root.node is None:
-        raise errors.Bug("a root without a node")
+    node, document = document_of(tree.needed_root())
     if session.dry_run:
+        document = ends.read_settled(node)
         position = replace(document.position, sequence=document.last_sequence + 1)
-        return Generation(position, 0, 0, 0.0)
-    return cut(tree.root.node)
+        return Generation(position, 0, document.newest.size_bytes if document.newest else 0, 0.0)
+    return cut(node)
 
 
-def _describe(generation: Generation) -> dict[str, object]:
+def _describe(generation: Generation, planned: bool) -> dict[str, object]:
+    """A planned one has no size, delta or time yet."""
     return {
         "epoch": generation.position.epoch,
         "sequence": generation.position.sequence,
         "generation": str(generation.position),
-        "size_bytes": generation.size_bytes,
-        "delta_bytes": generation.delta_bytes,
-        "created_seconds": generation.created,
+        "size_bytes": None if planned else generation.size_bytes,
+        "delta_bytes": None if planned else generation.delta_bytes,
+        "created_seconds": None if planned else generation.created,
     }
 
 
 def run_cut(session: Session) -> int:
-    name = NodeName.parse(session.options.tree)
-    if name.node:
-        raise errors.UsageError(
-            "generations are cut at the root: give the tree alone", f"Run 'rbdtree cut {name.tree}'."
-        )
-    tree = session.forest(name.tree).tree(name.tree)
+    tree = session.tree(session.whole(session.options.tree))
     made = _cut(session, tree)
     text = (
-        f"would cut {made.position}"
+        f"{tree.name}: would cut generation {made.position}"
         if session.dry_run
         else (
             f"{tree.name}: generation {made.position}, {render.size(made.size_bytes)}, "
-            f"{render.size(made.delta_bytes)} changed"
+            + (f"{render.size(made.delta_bytes)} changed" if made.delta_bytes is not None else "delta not measured")
         )
     )
-    session.put({"tree": tree.name, "dry_run": session.dry_run, **_describe(made)}, text)
+    session.put({"tree": tree.name, "dry_run": session.dry_run, **_describe(made, session.dry_run)}, text)
     return 0
 
 
 def run_sync(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
-    forest = session.forest(name.tree)
-    tree = forest.tree(name.tree)
-    for problem in forest.problems:
-        session.warn(problem)
-    only = frozenset(m.ref.name for m in tree.path(tree.member(name.node))) if name.node else None
+    tree = session.tree(name.tree)
+    only = _path(tree, name)
+    made: Generation | None = None
     if session.options.cut:
         made = _cut(session, tree)
         if not session.json:
-            print(f"{tree.name}: {'would cut' if session.dry_run else 'cut'} generation {made.position}")
-        tree = session.forest(name.tree).tree(name.tree)
+            print(f"{tree.name}: {'would cut' if session.dry_run else 'cut'} generation {made.position}", flush=True)
+        tree = session.tree(name.tree)
     if not tree.position.sequence and not (session.options.cut and session.dry_run):
         raise errors.NotFound(
             f"{tree.name} has no generation yet",
@@ -104,7 +91,23 @@ def run_sync(session: Session) -> int:
             expiry_seconds=session.config.trash_expiry_seconds,
         )
         outcomes = _in_background(run, tree)
-    return _say(session, tree, outcomes)
+    if made and session.dry_run:
+        for outcome in outcomes:
+            outcome.steps.append(f"then follow to {made.position}")
+    return _say(session, tree, outcomes, made.position if made else tree.position)
+
+
+def _path(tree: Tree, name: NodeName) -> frozenset[str] | None:
+    """Names of the nodes to bring on; None: all."""
+    if not name.node:
+        return None
+    member = tree.member(name.node)
+    if member.kind is Kind.ROOT:
+        raise errors.UsageError(
+            f"{name} is the root: it is what the others are brought to",
+            f"Run 'rbdtree sync {tree.name}' for all nodes, 'rbdtree cut {tree.name}' for a new generation.",
+        )
+    return frozenset(m.ref.name for m in tree.path(member))
 
 
 def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
@@ -135,7 +138,7 @@ def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
     return list(run.outcomes.values())
 
 
-def _say(session: Session, tree: Tree, outcomes: list[Outcome]) -> int:
+def _say(session: Session, tree: Tree, outcomes: list[Outcome], position: Position) -> int:
     rows = [
         {
             "node": o.node.partition("/")[2],
@@ -143,14 +146,13 @@ def _say(session: Session, tree: Tree, outcomes: list[Outcome]) -> int:
             "written_bytes": o.written_bytes,
             "seconds": round(o.seconds, 3),
             "steps": o.steps,
-            "error": str(o.error) if o.error else None,
-            "exit_code": o.error.exit_code if o.error else 0,
+            "error": described(o.error) if o.error else None,
         }
         for o in outcomes
     ]
     if session.json:
         session.put(
-            {"tree": tree.name, "generation": str(tree.position), "dry_run": session.dry_run, "nodes": rows},
+            {"tree": tree.name, "generation": str(position), "dry_run": session.dry_run, "nodes": rows},
             "",
         )
     else:
@@ -165,7 +167,8 @@ def _say(session: Session, tree: Tree, outcomes: list[Outcome]) -> int:
 
 def _line(session: Session, outcome: Outcome) -> None:
     if outcome.error:
-        print(f"rbdtree: {outcome.error}", file=sys.stderr)
+        text = str(outcome.error)
+        print(f"rbdtree: {text if outcome.node in text else f'{outcome.node}: {text}'}", file=sys.stderr)
         if outcome.error.hint:
             print(f"  {outcome.error.hint}", file=sys.stderr)
     elif session.dry_run:

@@ -8,12 +8,13 @@ from typing import Any
 from rbdtree import errors
 from rbdtree.engine import difference, marks, verify
 from rbdtree.engine import report as reports
-from rbdtree.engine.forest import Member, Tree
+from rbdtree.engine.forest import Member, Tree, look
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Position
 
 from . import options, progress, render
-from .session import Session
+from .session import Session, described
+from .writing import diff_branch, push_value
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -53,21 +54,20 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run_status(session: Session) -> int:
-    wanted = session.options.tree
-    if wanted:
-        NodeName.parse(wanted)
-    forest = session.forest(wanted)
-    trees = [forest.tree(wanted)] if wanted else list(forest.trees)
+    wanted = session.whole(session.options.tree) if session.options.tree is not None else None
+    forest = look(session.sites, wanted)
+    trees = [forest.tree(wanted)] if wanted else [tree for tree in forest.trees if tree.members]
     for problem in forest.problems:
         session.warn(problem)
     found = [reports.report(session.sites, tree, check=not session.options.quick) for tree in trees]
+    problems = [described(problem) for problem in forest.problems]
     if session.json:
-        session.put({"trees": [_tree(report) for report in found]}, "")
+        session.put({"trees": [_tree(report) for report in found], "problems": problems}, "")
     elif found:
         render.status(found)
-    else:
+    elif not problems:
         print("no trees; make one with 'rbdtree init TREE --node NAME --image SITE:POOL/IMAGE'")
-    return 0
+    return 0 if found or not problems else forest.problems[0].exit_code
 
 
 def _tree(report: reports.TreeReport) -> dict[str, Any]:
@@ -100,6 +100,10 @@ def _node(node: reports.NodeReport) -> dict[str, Any]:
         "generations": node.generations,
         "doing": node.doing,
         "problem": node.problem,
+        "branch": (
+            {"image": node.branch, "base": str(node.branch_base), "uplink": node.uplink} if node.branch else None
+        ),
+        "pushes": [push_value(p) for p in node.pushes],
         "intent": str(node.intent) if node.intent else None,
         "intent_done_bytes": node.intent_done_bytes,
     }
@@ -107,7 +111,7 @@ def _node(node: reports.NodeReport) -> dict[str, Any]:
 
 def run_log(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
-    tree = session.forest(name.tree).tree(name.tree)
+    tree = session.tree(name.tree)
     entries = reports.log(tree, name.node)
     if session.json:
         rows = [
@@ -133,16 +137,15 @@ def run_log(session: Session) -> int:
 def run_diff(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     if name.node:
-        from .writing import diff_branch
-
         return diff_branch(session, session.find(session.options.tree)[1])
     if not session.options.since:
         raise errors.UsageError("give --since: the older generation", f"See 'rbdtree log {name.tree}'.")
     since = Position.parse(session.options.since)
     to = Position.parse(session.options.to) if session.options.to else None
-    found = difference.between(session.forest(name.tree).tree(name.tree), since, to)
+    tree = session.tree(name.tree)
+    found = difference.between(tree, since, to)
     totals = {
-        "tree": name.tree,
+        "tree": tree.name,
         "since": str(found.since),
         "to": str(found.to),
         "size_bytes": found.size_bytes,
@@ -153,9 +156,11 @@ def run_diff(session: Session) -> int:
         extents = [{"offset_bytes": offset, "length_bytes": length} for offset, length in found.extents]
         session.put(totals if session.options.totals else {**totals, "extents": extents}, "")
         return 0
-    if not session.options.totals:
+    if not session.options.totals and found.extents:
         render.table(("OFFSET", "LENGTH"), [(str(o), str(n)) for o, n in found.extents], right=(0, 1))
-    print(f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {len(found.extents)} extents")
+    print(
+        f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {len(found.extents)} extent{'' if len(found.extents) == 1 else 's'}"
+    )
     return 0
 
 
@@ -169,18 +174,14 @@ def _pairs(tree: Tree, node: str) -> list[tuple[Member, Member]]:
                 f"{tree.name}/{node} has no parent to be compared with", f"Run 'rbdtree verify {tree.name}'."
             )
         return [(member, parent)]
-    root = tree.root
-    if root is None:
-        raise errors.Unreachable(
-            f"the root of {tree.name} cannot be reached", "Compare single nodes: verify TREE/NODE."
-        )
+    root = tree.needed_root()
     return [(m, root) for m in tree.members.values() if m is not root]
 
 
 def run_verify(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     at = Position.parse(session.options.at) if session.options.at else None
-    tree = session.forest(name.tree).tree(name.tree)
+    tree = session.tree(name.tree)
     pairs = sorted(_pairs(tree, name.node), key=lambda pair: pair[0].ref.name)
     with progress.reporter(session) as reporter:
         verdicts = [verify.verify(session.sites, tree, mine, other, at, reporter) for mine, other in pairs]
@@ -189,6 +190,8 @@ def run_verify(session: Session) -> int:
     else:
         for verdict in verdicts:
             _print(verdict)
+        if not verdicts:
+            print(f"{tree.name}: nothing to compare: the root has no children yet")
     if any(v.differences for v in verdicts):
         return errors.Integrity.exit_code
     return next((v.error.exit_code for v in verdicts if v.error), 0)
@@ -210,13 +213,14 @@ def _verdict(verdict: verify.Verdict) -> dict[str, Any]:
             }
             for d in verdict.differences
         ],
-        "error": str(verdict.error) if verdict.error else None,
+        "error": described(verdict.error) if verdict.error else None,
     }
 
 
 def _print(verdict: verify.Verdict) -> None:
     if verdict.error:
-        print(f"rbdtree: {verdict.error}", file=sys.stderr)
+        text = str(verdict.error)
+        print(f"rbdtree: {text if verdict.node in text else f'{verdict.node}: {text}'}", file=sys.stderr)
         if verdict.error.hint:
             print(f"  {verdict.error.hint}", file=sys.stderr)
     elif verdict.structural:
@@ -236,14 +240,16 @@ def _print(verdict: verify.Verdict) -> None:
 
 
 def run_marks(session: Session) -> int:
+    wanted = session.whole(session.options.tree) if session.options.tree is not None else None
     found, failed = marks.list_marks(session.sites)
-    if session.options.tree:
-        NodeName.parse(session.options.tree)
-        found = [m for m in found if m.tree == session.options.tree]
+    if wanted:
+        found = [m for m in found if m.tree == wanted]
     for problem in failed:
         session.warn(problem)
     if session.json:
-        session.put({"marks": [asdict(mark) for mark in found]}, "")
+        session.put({"marks": [asdict(m) for m in found], "problems": [described(p) for p in failed]}, "")
+    elif not found:
+        print(f"no marks{f' of {wanted}' if wanted else ''} on the sites that answered")
     else:
         rows = [(m.site, m.kind, f"{m.tree or '?'}/{m.node or '?'}", m.where, m.detail) for m in found]
         render.table(("SITE", "KIND", "WHOSE", "WHERE", "WHAT"), rows)

@@ -2,15 +2,17 @@
 """The entry point: arguments in, exit code out."""
 
 import argparse
+import json
 import os
 import sys
 import traceback
+from itertools import pairwise
 from typing import NoReturn
 
 from rbdtree import __version__, errors
 
 from . import completion, flow, look, member, options, site, writing
-from .session import Session
+from .session import VERSION, Session, described
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,22 +44,32 @@ def run(arguments: list[str]) -> int:
             if not hasattr(given, key):
                 setattr(given, key, value)
         return int(given.run(Session(given)))
-    except errors.Bug as error:
-        traceback.print_exc()
-        print(f"rbdtree: this is a defect: {error}", file=sys.stderr)
-        return error.exit_code
     except errors.Error as error:
-        print(f"rbdtree: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        if isinstance(error, errors.Bug):
+            traceback.print_exc()
+        return _failed(error, arguments)
     except KeyboardInterrupt:
-        print("rbdtree: interrupted", file=sys.stderr)
-        return errors.Interrupted.exit_code
+        return _failed(errors.Interrupted("interrupted"), arguments)
     except BrokenPipeError:
         # The reader of a pipe went away, as 'head' does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(errors.Bug(f"{type(error).__name__}: {error}"), arguments)
+
+
+def _failed(error: errors.Error, arguments: list[str]) -> int:
+    """Says what was seen and what to run next; with ``--format json`` stdout gets an object too, as always."""
+    if isinstance(error, errors.Bug):
+        error = errors.Bug(f"this is a defect: {error}", "Please report it, with the lines above.")
+    print(f"rbdtree: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    # The command line may be what is wrong, so there may be no parsed one.
+    if "--format=json" in arguments or ("--format", "json") in pairwise(arguments):
+        print(json.dumps({"version": VERSION, "error": described(error)}, indent=2))
+    return error.exit_code
 
 
 def main() -> NoReturn:

@@ -4,7 +4,7 @@ import argparse
 
 from rbdtree import errors
 from rbdtree.engine import membership, rollback
-from rbdtree.engine.forest import Member, document_of
+from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
@@ -88,15 +88,24 @@ def _wish(session: Session) -> membership.Wish:
     if given.object_size or given.stripe_unit or given.stripe_count:
         unit = parse_size(given.object_size or "4M")
         if not _SMALLEST <= unit <= _LARGEST or unit & (unit - 1):
-            raise errors.UsageError(f"an object size of {unit} bytes is not a power of two from 4K to 32M")
+            raise errors.UsageError(
+                f"an object size of {unit} bytes is not a power of two from 4K to 32M", "Usual is 4M, RBD's default."
+            )
         if bool(given.stripe_unit) != bool(given.stripe_count):
-            raise errors.UsageError("--stripe-unit and --stripe-count come together")
+            raise errors.UsageError(
+                "--stripe-unit and --stripe-count come together", "For example --stripe-unit 64K --stripe-count 8."
+            )
         stripe = parse_size(given.stripe_unit) if given.stripe_unit else unit
         count = given.stripe_count or 1
         if stripe <= 0 or unit % stripe or count < 1:
-            raise errors.UsageError(f"a stripe unit of {stripe} bytes does not divide objects of {unit} bytes")
+            raise errors.UsageError(
+                f"stripes of {count} units of {stripe} bytes do not fit objects of {unit} bytes",
+                "The unit divides the object size, for example --stripe-unit 64K --stripe-count 8.",
+            )
         layout = Layout(unit, stripe, count)
-    size = parse_size(given.size) if getattr(given, "size", None) else None
+    size = parse_size(given.size) if getattr(given, "size", None) is not None else None
+    if size == 0:
+        raise errors.UsageError("a volume of 0 bytes holds nothing", "Write for example --size 10G.")
     return membership.Wish(size, layout, given.data_pool, getattr(given, "history", False))
 
 
@@ -127,15 +136,19 @@ def run_add(session: Session) -> int:
     given = session.options
     name = NodeName.parse(given.node)
     if not name.node:
-        raise errors.UsageError(f"{given.node!r} names no node: write TREE/NODE")
+        raise errors.UsageError(f"{given.node!r} names no node", f"Write TREE/NODE, for example {name.tree}/copy.")
     spec, kind = ImageSpec.parse(given.image), Kind(given.kind)
     if kind is Kind.CLONE and (given.object_size or given.stripe_unit or given.data_pool or given.history):
-        raise errors.UsageError("a clone takes its layout and history from what it is cloned from")
+        raise errors.UsageError(
+            "a clone takes its layout and history from what it is cloned from",
+            "Leave these options out, or use --kind mirror.",
+        )
+    parent = check_name("node", given.parent.removeprefix(f"{name.tree}/"))
     document = membership.add(
         session.sites,
         session.forest(),
         name,
-        given.parent,
+        parent,
         kind,
         spec,
         _wish(session),
@@ -147,12 +160,12 @@ def run_add(session: Session) -> int:
             "tree": name.tree,
             "node": name.node,
             "id": document.ref.node_id,
-            "parent": given.parent,
+            "parent": parent,
             "kind": str(kind),
             "image": document.ref.image_spec,
             "dry_run": session.dry_run,
         },
-        f"{name} {verb} a {kind} below {given.parent}, on {document.ref.image_spec}; 'rbdtree sync {name}' fills it",
+        f"{name} {verb} a {kind} below {parent}, on {document.ref.image_spec}; 'rbdtree sync {name}' fills it",
     )
     return 0
 
@@ -166,36 +179,41 @@ def _expiry(session: Session) -> float:
     try:
         return parse_duration(given)
     except ValueError as error:
-        raise errors.UsageError(str(error)) from error
+        raise errors.UsageError(str(error), "Write for example --expiry 7d.") from error
 
 
 def run_remove(session: Session) -> int:
     tree, member = session.find(session.options.node)
     expiry = _expiry(session)
     if session.options.forget:
-        return _forget(session, member)
+        return _forget(session, tree, member)
     said = membership.leave(session.sites, tree, member, keep=False, expiry_seconds=expiry, dry_run=session.dry_run)
-    return _left(session, said)
+    return _left(session, tree, member, said)
 
 
 def run_detach(session: Session) -> int:
     tree, member = session.find(session.options.node)
     said = membership.leave(session.sites, tree, member, keep=True, expiry_seconds=0, dry_run=session.dry_run)
-    return _left(session, said)
+    return _left(session, tree, member, said)
 
 
-def _left(session: Session, said: str) -> int:
-    session.put({"node": session.options.node, "dry_run": session.dry_run, "image": said}, said)
+def _left(session: Session, tree: Tree, member: Member, said: str) -> int:
+    result = {"tree": tree.name, "node": member.ref.name, "image": member.ref.image_spec, "result": said}
+    session.put({**result, "dry_run": session.dry_run}, said)
     return 0
 
 
-def _forget(session: Session, member: Member) -> int:
+def _forget(session: Session, tree: Tree, member: Member) -> int:
     if member.document is not None:
         raise errors.UsageError(
             f"{session.options.node} can be reached: --forget is for a cluster that is gone",
             f"Use 'rbdtree remove {session.options.node}'.",
         )
-    tree = session.forest().tree(NodeName.parse(session.options.node).tree)
+    children = [m.ref.name for m in tree.children(member.ref.node_id)]
+    if children:
+        raise errors.NotEmpty(
+            f"{tree.name}/{member.ref.name} still has children: {', '.join(children)}", "Remove or detach them first."
+        )
     _, parent = document_of(tree.members[member.parent_id])
     edge = next(c.edge for c in parent.children if c.ref.node_id == member.ref.node_id)
     if not session.dry_run:
@@ -203,20 +221,21 @@ def _forget(session: Session, member: Member) -> int:
     verb = "would forget" if session.dry_run else "forgot"
     return _left(
         session,
+        tree,
+        member,
         f"{parent.full_name} {verb} {member.ref.name}; its image {member.ref.image_spec} was not touched",
     )
 
 
 def run_rollback(session: Session) -> int:
-    _, member = session.find(session.options.node)
-    node, document = document_of(member)
-    if session.dry_run:
-        return _left(session, f"{document.full_name} would return to {document.position}; what it holds now is kept")
+    tree, member = session.find(session.options.node)
+    node, _ = document_of(member)
     with progress.reporter(session) as reporter:
         said = rollback.roll_back(
             session.sites,
             Node(node.pool, node.node_id, node.name),
             reporter,
             session.config.trash_expiry_seconds,
+            dry_run=session.dry_run,
         )
-    return _left(session, said)
+    return _left(session, tree, member, said)

@@ -1,13 +1,15 @@
 """``site ls``, ``site check``, ``caps``."""
 
 import argparse
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from rbdtree import errors
 from rbdtree.ceph.probe import SiteReport, probe
 
 from . import options, render
-from .session import Session
+from .session import Session, described
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,43 +36,67 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def site_ls(session: Session) -> int:
-    rows = [
-        (site.name, str(site.conf), site.client, str(site.keyring or ""), " ".join(site.pools))
-        for site in session.config.sites.values()
-    ]
-    keys = ("site", "conf", "client", "keyring", "pools")
+    sites = session.config.sites.values()
     if session.json:
-        session.put({"sites": [dict(zip(keys, row, strict=True)) for row in rows]}, "")
+        rows = [
+            {
+                "site": site.name,
+                "conf": str(site.conf),
+                "client": site.client,
+                "keyring": str(site.keyring) if site.keyring else None,
+                "pools": list(site.pools),
+            }
+            for site in sites
+        ]
+        session.put({"sites": rows}, "")
     else:
-        render.table(tuple(key.upper() for key in keys), rows)
+        render.table(
+            ("SITE", "CONF", "CLIENT", "KEYRING", "POOLS"),
+            [(s.name, str(s.conf), s.client, str(s.keyring or ""), " ".join(s.pools)) for s in sites],
+        )
     return 0
 
 
 def site_check(session: Session) -> int:
-    code = 0
-    found: list[dict[str, object]] = []
-    for name in session.options.site or session.sites.names():
-        try:
-            report = probe(session.sites.cluster(name), session.config.sites[name].client)
-            found.append({**asdict(report), "error": None})
-            if not session.json:
-                _print(report)
-            if report.missing:
-                code = code or errors.Denied.exit_code
-        except errors.Error as error:
-            code = error.exit_code
-            found.append({"site": name, "error": str(error)})
-            if not session.json:
-                print(f"{name}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
+    names = session.options.site or session.sites.names()
+    for name in names:
+        if name not in session.sites.names():
+            raise errors.NotFound(
+                f"there is no site {name!r} in the configuration", f"It has: {', '.join(session.sites.names())}."
+            )
+    with ThreadPoolExecutor(len(names)) as threads:
+        found = list(threads.map(lambda name: _check(session, name), names))
     if session.json:
-        session.put({"sites": found}, "")
-    return code
-
-
-def _print(report: SiteReport) -> None:
-    print(
-        f"{report.site}: {report.version or 'Ceph of unknown version'}, {report.health or 'health unknown'}, fsid {report.fsid}"
+        session.put({"sites": [_found(name, *one) for name, one in zip(names, found, strict=True)]}, "")
+    else:
+        for name, (report, error) in zip(names, found, strict=True):
+            _print(name, report, error)
+    codes = (
+        error.exit_code if error else errors.Denied.exit_code for report, error in found if error or report.missing
     )
+    return next(codes, 0)
+
+
+def _check(session: Session, name: str) -> tuple[SiteReport, errors.Error | None]:
+    site = session.config.sites[name]
+    try:
+        return probe(session.sites.cluster(name), site.client), None
+    except errors.Error as error:
+        return SiteReport(name, "", site.client), error
+
+
+def _found(name: str, report: SiteReport, error: errors.Error | None) -> dict[str, object]:
+    told = {key: value or None for key, value in asdict(report).items() if key in ("fsid", "version", "health")}
+    return {**asdict(report), "site": name, **told, "error": described(error) if error else None}
+
+
+def _print(name: str, report: SiteReport, error: errors.Error | None) -> None:
+    if error:
+        text = str(error).removeprefix(f"site {name}: ").removeprefix(f"site {name} ")
+        print(f"{name}: {text}" + (f"\n  {error.hint}" if error.hint else ""))
+        return
+    version = re.sub(r"^ceph version (\S+) \([0-9a-f]+\) (\w+).*", r"Ceph \1 \2", report.version)
+    print(f"{name}: {version or 'Ceph of unknown version'}, {report.health or 'health unknown'}, fsid {report.fsid}")
     print(f"  key   {report.client}" + "".join(f"  {who} '{what}'" for who, what in report.caps.items()))
     for place in report.places:
         may = "reads and writes" if place.write else "reads only" if place.read else "no access"

@@ -120,7 +120,7 @@ def diff_branch(session: Session, member: Member) -> int:
         "base": str(report.base),
         "total_bytes": report.changed.total,
         "count": len(report.changed),
-        "pushes": [_push(p) for p in report.pushes],
+        "pushes": [push_value(p) for p in report.pushes],
     }
     if session.json:
         extents = [{"offset_bytes": offset, "length_bytes": length} for offset, length in report.changed]
@@ -135,7 +135,8 @@ def diff_branch(session: Session, member: Member) -> int:
     return 0
 
 
-def _push(push: Push) -> dict[str, Any]:
+def push_value(push: Push) -> dict[str, Any]:
+    """A push in JSON."""
     return {
         "id": push.push_id,
         "number": push.number,
@@ -191,7 +192,7 @@ def _report_push(session: Session, outcome: pushing.PushOutcome) -> None:
         "pushes": outcome.staged,
         "sent_bytes": outcome.sent_bytes,
         "published": [str(p) for p in outcome.published],
-        "refused": [_push(p) for p in outcome.refused],
+        "refused": [push_value(p) for p in outcome.refused],
         "stopped": str(outcome.stopped) if outcome.stopped else None,
         "dry_run": False,
     }

@@ -19,6 +19,16 @@ from rbdtree import errors
 from rbdtree.model.name import check_name
 
 SEARCH = ("~/.config/rbdtree/rbdtree.toml", "/etc/rbdtree/rbdtree.toml")
+_HINT = "docs/clusters.md shows what is in it."
+_WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "too_short": "there is none",
+    "string_type": "should be a string",
+    "list_type": "should be a list",
+    "dict_type": "should be a table",
+}
+"""Of pydantic's mistakes, where its own are about Python."""
 VARIABLE = "RBDTREE_CONFIG"
 
 
@@ -50,6 +60,18 @@ def find(explicit: str | None) -> Path | None:
     return next((path for path in (Path(p).expanduser() for p in SEARCH) if path.is_file()), None)
 
 
+def _misnamed(raw: dict[str, Any]) -> list[str]:
+    """Sites whose names are none."""
+    found: list[str] = []
+    sites = raw.get("sites")
+    for name in sites if isinstance(sites, dict) else ():
+        try:
+            check_name("site", name)
+        except errors.UsageError as error:
+            found.append(f"sites: {error}")
+    return found
+
+
 def load(path: Path) -> Config:
     """Raises ``NotFound`` for a missing file and ``UsageError`` naming every mistake in it."""
     from pydantic import ValidationError
@@ -61,21 +83,24 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise errors.NotFound(
             f"cannot read the configuration {path}: {error.strerror}",
-            "Give one with --config FILE; docs/clusters.md shows what is in it.",
+            f"Give one with --config FILE. {_HINT}",
         ) from error
     except ValueError as error:
-        raise errors.UsageError(f"{path} is not TOML: {error}") from error
+        raise errors.UsageError(f"{path} is not TOML: {error}", _HINT) from error
+    mistakes = _misnamed(raw)
     try:
         parsed = File.model_validate(raw)
     except ValidationError as error:
-        mistakes = "; ".join(
-            f"{'.'.join(str(part) for part in mistake['loc']) or 'file'}: {mistake['msg']}"
+        mistakes += [
+            f"{'.'.join(str(part) for part in mistake['loc']) or 'file'}: "
+            + _WORDS.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             for mistake in error.errors()
-        )
-        raise errors.UsageError(f"{path}: {mistakes}") from error
+        ]
+    if mistakes:
+        raise errors.UsageError(f"{path}: {'; '.join(mistakes)}", _HINT)
     base = path.resolve().parent
     sites = {
-        check_name("site", name): Site(
+        name: Site(
             name,
             base / Path(site.conf).expanduser(),
             site.name or f"client.{site.id or 'admin'}",

@@ -145,7 +145,7 @@ class Image(Protocol):
 
 
 class Journal(Protocol):
-    """The journal of an image, read and committed by a registered client; only librbd's lock owner appends and trims."""
+    """An image's journal, read and committed by a registered client; only librbd's lock owner appends and trims."""
 
     image_id: str
     splay_width: int

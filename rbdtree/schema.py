@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+_PLACE = re.compile(r"[^/@\s]+(/[^/@\s]+)?")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -25,6 +26,12 @@ def _duration(text: str) -> str:
     return text
 
 
+def _place(text: str) -> str:
+    if not _PLACE.fullmatch(text):
+        raise ValueError(f"{text!r} is neither POOL nor POOL/NAMESPACE")
+    return text
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -36,7 +43,7 @@ class SiteSection(_Strict):
     id: str | None = None
     name: str | None = None
     keyring: str | None = None
-    pools: list[str] = Field(default_factory=list)
+    pools: list[Annotated[str, AfterValidator(_place)]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_client(self) -> "SiteSection":
@@ -59,5 +66,5 @@ class TrashSection(_Strict):
 class File(_Strict):
     """The whole file."""
 
-    sites: dict[str, SiteSection]
+    sites: dict[str, SiteSection] = Field(min_length=1)
     trash: TrashSection = TrashSection()

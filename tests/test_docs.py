@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-
 from rbdtree_cli import main, options
 
 REPO = Path(__file__).parents[1]

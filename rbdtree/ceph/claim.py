@@ -26,12 +26,12 @@ def _string(text: str) -> bytes:
     return struct.pack("<I", len(raw)) + raw
 
 
-def take(ioctx: rados.Ioctx, oid: str, cookie: str, owner: str, seconds: float) -> None:
+def take(ioctx: rados.Ioctx, oid: str, cookie: str, owner: str, seconds: float, path: str) -> None:
     """Takes the lock, or renews it when ``cookie`` holds it. ``Busy`` when somebody else does."""
     whole = int(seconds)
     body = _string(NAME) + bytes([_EXCLUSIVE]) + _string(cookie) + _string("") + _string(owner)
     body += struct.pack("<IIB", whole, int((seconds - whole) * 1e9), _MAY_RENEW)
-    with translated(f"claim {oid}"):
+    with translated(f"claim {path}/{oid}"):
         ioctx.execute(oid, "lock", "lock", _frame(body), _REPLY_BYTES)
 
 

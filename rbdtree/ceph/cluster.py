@@ -46,11 +46,11 @@ class Cluster:
         self._guard = threading.Lock()
         self._pools: dict[tuple[str, str], Pool] = {}
         self._checksums: Checksums | None = None
-        if not site.conf.is_file():
-            raise errors.NotFound(
-                f"site {site.name}: there is no {site.conf}",
-                "Correct 'conf' of this site in the configuration.",
-            )
+        for key, path in (("conf", site.conf), ("keyring", site.keyring)):
+            if path and not path.is_file():
+                raise errors.NotFound(
+                    f"site {site.name}: there is no {path}", f"Correct '{key}' of this site in the configuration."
+                )
         try:
             with translated(f"connect to site {site.name}"):
                 self._rados = rados.Rados(conffile=str(site.conf), name=site.client)
@@ -63,12 +63,26 @@ class Cluster:
                 "Check the cluster's monitors and the network, or give it longer with --timeout.",
             ) from error
         except errors.NotFound as error:
+            if not self._rados.conf_get("mon_host"):
+                raise errors.UsageError(
+                    f"site {site.name}: {site.conf} names no monitors (mon host)",
+                    "Correct 'conf' of this site in the configuration.",
+                ) from error
             raise errors.Denied(
                 f"site {site.name}: no usable key for {site.client}",
                 "Set 'keyring' of this site, or put the key where its ceph.conf looks for it.",
             ) from error
         except errors.Denied as error:
-            raise errors.Denied(f"site {site.name} refuses {site.client}: wrong or unknown key") from error
+            raise errors.Denied(
+                f"site {site.name} refuses {site.client}: wrong or unknown key",
+                "Set 'id' and 'keyring' of this site; 'ceph auth get' at the cluster shows the key.",
+            ) from error
+        except errors.CephError as error:
+            used = f"{site.conf}{f' with {site.keyring}' if site.keyring else ''}"
+            raise errors.UsageError(
+                f"site {site.name}: cannot use {used} ({str(error).rpartition(': ')[2]})",
+                f"See what 'ceph -c {site.conf} -n {site.client} status' says.",
+            ) from error
         with translated(f"fsid of site {site.name}"):
             self.fsid = str(self._rados.get_fsid())
 

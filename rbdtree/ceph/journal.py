@@ -1,7 +1,7 @@
 """``ports.Journal``: the object class ``cls_journal`` (``src/cls/journal``) and the journal's objects, by librados.
 
-    journal.<image id>                        header: omap only
-    journal_data.<pool id>.<image id>.<n>     entries; <pool id> is the header's, wherever the data is
+journal.<image id>                        header: omap only
+journal_data.<pool id>.<image id>.<n>     entries; <pool id> is the header's, wherever the data is
 """
 
 import struct
@@ -81,8 +81,8 @@ class Journal:
         except (KeyError, struct.error) as error:
             raise errors.Integrity(f"{self._what} lacks or garbles {error}") from error
         if next_tag - 1 != self._newest_tag:
-            # Whoever wrote under the tag before was blocklisted or let go: reads with this map, or a newer one, wait for
-            # OSDs that know it, so nothing of that writer's lands after them.
+            # Whoever wrote under the tag before let go or was blocklisted: OSDs that answer reads with this map, or a
+            # newer one, know it, so nothing of that writer's lands behind those reads.
             with translated(f"latest map for {self._what}"):
                 self._cluster.wait_for_latest_map()
             self._newest_tag = next_tag - 1
@@ -133,7 +133,8 @@ class Journal:
             if code < 0:
                 done(from_errno(code, f"read {oid}"))
             else:
-                done(data or b"")
+                # The binding hands out a whole buffer of garbage where nothing was read (Ceph 16: no resize to 0).
+                done(data if data and code else b"")
 
         with translated(f"read {oid}"):
             self._data.aio_read(oid, length, offset, finished)

@@ -212,7 +212,7 @@ class Pool:
     def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
         if self.read_document(name) is None:
             raise errors.NotFound(f"{self.path}/{name} is gone")
-        claim.take(self.ioctx, name, cookie, owner, seconds)
+        claim.take(self.ioctx, name, cookie, owner, seconds, self.path)
 
     def unclaim(self, name: str, cookie: str) -> None:
         with suppress(errors.NotFound):

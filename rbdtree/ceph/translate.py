@@ -30,9 +30,18 @@ _CLASSES: dict[int, type[errors.Error]] = {
     errno.ESHUTDOWN: errors.Fenced,
 }
 _WORDS = {
+    errno.EPERM: "this key may not do that (EPERM)",
+    errno.EACCES: "this key may not do that (EACCES)",
     errno.EROFS: "another client has it locked, or it is read-only",
     errno.ESHUTDOWN: "this client was fenced (blocklisted)",
     errno.ETIMEDOUT: "no answer in time",
+}
+
+
+_HINTS = {
+    errors.Denied: "'rbdtree site check' tells what is missing, 'rbdtree caps' what a key needs.",
+    errors.Unreachable: "Check the cluster ('rbdtree site check'), or give it longer with --timeout.",
+    errors.NoSpace: "Free space or raise the quota, then run this again.",
 }
 
 
@@ -40,7 +49,8 @@ def from_errno(code: int, doing: str) -> errors.Error:
     """Our error for a (positive or negative) errno of Ceph's; ``doing`` says what was asked, and of whom."""
     code = abs(code)
     words = _WORDS.get(code) or errno.errorcode.get(code, f"error {code}")
-    return _CLASSES.get(code, errors.CephError)(f"{doing}: {words}")
+    found = _CLASSES.get(code, errors.CephError)
+    return found(f"{doing}: {words}", _HINTS.get(found))
 
 
 def from_exception(error: Exception, doing: str) -> errors.Error:

@@ -106,11 +106,15 @@ class Desk:
             copy.run()
         except BaseException as failure:
             error = failure
-            self._record(group, copy.copied.done_bytes)
-        for ticket in group:
-            ticket.copied = copy.copied
-            ticket.error = ticket.request.target.failed or error
-            ticket.done.set()
+        try:
+            if error:
+                self._record(group, copy.copied.done_bytes)
+        finally:
+            # Whatever happens here, siblings wait for nobody who is gone.
+            for ticket in group:
+                ticket.copied = copy.copied
+                ticket.error = ticket.request.target.failed or error
+                ticket.done.set()
 
     def _record(self, group: list[_Ticket], done_bytes: int) -> None:
         for ticket in group:

@@ -24,7 +24,15 @@ class Difference:
 
 def between(tree: Tree, since: Position, to: Position | None) -> Difference:
     """``to`` None: the newest generation."""
+    known = {g.position for m in tree.members.values() if m.document for g in m.document.generations}
+    if not known:
+        raise errors.NotFound(f"{tree.name} has no generation yet", f"Make one with 'rbdtree cut {tree.name}'.")
     target = to or tree.position
+    for position in (since, target):
+        if position.sequence and position not in known:
+            raise errors.NotFound(
+                f"{tree.name} has no generation {position}", f"List them with 'rbdtree log {tree.name}'."
+            )
     if since >= target:
         raise errors.UsageError(f"generation {since} is not older than {target}", "Give the older one with --since.")
     holders = sorted(

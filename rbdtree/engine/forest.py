@@ -16,10 +16,13 @@ from rbdtree.model.name import NodeName
 from rbdtree.model.position import START, Position
 from rbdtree.ports import Sites
 
+BROKEN = (errors.Unsupported, errors.Diverged)
+"""What a document that is there and cannot be used raises."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node as found. ``document`` is None when only its parent's summary (``told``) is known."""
+    """A node as found. ``document`` is None when only its parent's summary (``told``) is known; ``error`` says why."""
 
     ref: NodeRef
     kind: Kind
@@ -27,20 +30,42 @@ class Member:
     document: NodeDocument | None = None
     node: Node | None = None
     told: Child | None = None
-    problem: str = ""
+    error: errors.Error | None = None
+
+    @property
+    def problem(self) -> str:
+        return str(self.error) if self.error else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All that was found of one tree; ``members`` by node id."""
+    """All that was found of one tree; ``members`` by node id.
+
+    ``broken``: nodes (id -> name, what is wrong) that the directory tells of and whose documents cannot be read.
+    """
 
     tree_id: str
     name: str
     members: dict[str, Member] = field(default_factory=dict)
+    broken: dict[str, tuple[str, errors.Error]] = field(default_factory=dict)
 
     @property
     def root(self) -> Member | None:
         return next((m for m in self.members.values() if m.kind is Kind.ROOT), None)
+
+    def needed_root(self) -> Member:
+        """The root; raises what is wrong with it."""
+        root = self.root
+        if root is not None:
+            return root
+        for _, error in self.broken.values():
+            raise error
+        above = next((m.document.parent for m in self.tops() if m.document and m.document.parent), None)
+        where = f" ({above.name}, {above.image_spec})" if above else ""
+        raise errors.Unreachable(
+            f"the root of {self.name} cannot be reached; above what was found there is something{where}",
+            f"Look at 'rbdtree site check{' ' + above.site if above else ''}'.",
+        )
 
     @property
     def position(self) -> Position:
@@ -60,6 +85,9 @@ class Tree:
         """By name; raises ``NotFound``."""
         found = next((m for m in self.members.values() if m.ref.name == name), None)
         if found is None:
+            for broken, error in self.broken.values():
+                if broken == name:
+                    raise error
             names = ", ".join(sorted(m.ref.name for m in self.members.values()))
             raise errors.NotFound(f"tree {self.name} has no node {name!r}", f"It has: {names}.")
         return found
@@ -86,6 +114,9 @@ class Forest:
             ids = ", ".join(t.tree_id[:8] for t in found)
             raise errors.UsageError(f"there are {len(found)} trees named {name!r}", f"Name one by its id: {ids}.")
         if found:
+            if not found[0].members:
+                # Nothing of it can be read: there is nothing that a command could do with it.
+                raise next(error for _, error in found[0].broken.values())
             return found[0]
         if self.problems:
             first = self.problems[0]
@@ -103,81 +134,119 @@ class Forest:
 def document_of(member: Member) -> tuple[Node, NodeDocument]:
     """A member that can be worked on; raises ``Unreachable`` when only hearsay is known."""
     if member.node is None or member.document is None:
-        raise errors.Unreachable(
-            f"node {member.ref.name} cannot be reached: {member.problem or 'its cluster does not answer'}",
-            f"Look at 'rbdtree site check {member.ref.site}'.",
+        why = member.error or errors.Unreachable("its cluster does not answer")
+        raise type(why)(
+            f"node {member.ref.name} cannot be reached: {why}",
+            why.hint if isinstance(why, BROKEN) else f"Look at 'rbdtree site check {member.ref.site}'.",
         )
     return member.node, member.document
 
 
+@dataclass
+class _Found:
+    """What one site has: ``broken`` as (tree id, tree, node id, node, error), ``problem`` when it cannot be asked."""
+
+    site: str
+    members: list[Member] = field(default_factory=list)
+    broken: list[tuple[str, str, str, str, errors.Error]] = field(default_factory=list)
+    problems: list[errors.Error] = field(default_factory=list)
+
+
 def look(sites: Sites, tree: str | None = None) -> Forest:
     """Reads every directory and document; ``tree`` (a name or an id) limits the documents read."""
-    problems: list[errors.Error] = []
-    members: list[Member] = []
     names = sites.names()
     with ThreadPoolExecutor(max(1, len(names))) as threads:
-        for found, failed in threads.map(lambda site: _site(sites, site, tree), names):
-            members += found
-            problems += failed
+        found = list(threads.map(lambda site: _site(sites, site, tree), names))
     trees: dict[str, Tree] = {}
-    for member in members:
-        document = member.document
-        if document:
-            at = trees.setdefault(document.tree_id, Tree(document.tree_id, document.tree))
-            at.members[member.ref.node_id] = member
+    for at_site in found:
+        for member in at_site.members:
+            if member.document:
+                document = member.document
+                at = trees.setdefault(document.tree_id, Tree(document.tree_id, document.tree))
+                at.members[member.ref.node_id] = member
+        for tree_id, name, node_id, node, error in at_site.broken:
+            trees.setdefault(tree_id, Tree(tree_id, name)).broken[node_id] = (node, error)
+    silent = {at_site.site: at_site.problems[0] for at_site in found if at_site.problems}
     for found_tree in trees.values():
         for member in list(found_tree.members.values()):
             if member.document:
-                _hearsay(found_tree, member.ref.node_id, member.document.children, problems)
+                _hearsay(found_tree, member.ref.node_id, member.document.children, silent)
+    problems = [error for at_site in found for error in at_site.problems]
+    problems += [error for at_site in found for *_, error in at_site.broken]
     return Forest(tuple(sorted(trees.values(), key=lambda t: t.name)), tuple(problems))
 
 
-def _site(sites: Sites, site: str, tree: str | None) -> tuple[list[Member], list[errors.Error]]:
-    found: list[Member] = []
-    failed: list[errors.Error] = []
+def _site(sites: Sites, site: str, tree: str | None) -> _Found:
+    found = _Found(site)
     try:
         cluster = sites.cluster(site)
         places = cluster.places()
     except errors.Error as error:
-        return found, [error]
+        found.problems.append(error)
+        return found
+    denied: list[errors.Error] = []
     for name, namespace in places:
         try:
             pool = cluster.pool(name, namespace)
-            for node_id in _entries(pool.entries(), tree):
-                node = Node(pool, node_id)
-                document = node.read()
-                node.name = document.full_name
-                if document.ref.site != site:
-                    # Another host's configuration calls this cluster otherwise: ours is the name that works here.
-                    document = replace(document, ref=replace(document.ref, site=site))
-                parent = document.parent.node_id if document.parent else ""
-                found.append(Member(document.ref, document.kind, parent, document, node))
-        except errors.Denied:
+            entries = pool.entries()
+        except errors.Denied as error:
+            # A key may be good for some pools only: what it cannot read holds no tree of its own.
+            denied.append(error)
             continue
-        except errors.NotFound as error:
-            # A directory entry of an add that never came to its document, or of a removal under way.
-            if "document" not in str(error):
-                failed.append(error)
         except errors.Error as error:
-            failed.append(error)
-    return found, failed
+            found.problems.append(error)
+            continue
+        for node_id, told in _entries(entries, tree):
+            _read(found, Node(pool, node_id, f"{told['tree']}/{told['node']}"), told)
+    if denied and len(denied) == len(places):
+        found.problems.append(denied[0])
+    return found
 
 
-def _entries(entries: dict[str, str], tree: str | None) -> Iterator[str]:
+def _read(found: _Found, node: Node, told: dict[str, str]) -> None:
+    """One document; a bad one keeps nobody from the others."""
+    try:
+        document = node.read()
+    except errors.NotFound:
+        # A directory entry of an add that never came to its document, or of a removal under way.
+        return
+    except BROKEN as error:
+        found.broken.append((told["tree_id"], told["tree"], node.node_id, told["node"], error))
+        return
+    except errors.Error as error:
+        found.problems.append(error)
+        return
+    node.name = document.full_name
+    if document.ref.site != found.site:
+        # Another host's configuration calls this cluster otherwise: ours is the name that works here.
+        document = replace(document, ref=replace(document.ref, site=found.site))
+    parent = document.parent.node_id if document.parent else ""
+    found.members.append(Member(document.ref, document.kind, parent, document, node))
+
+
+def _entries(entries: dict[str, str], tree: str | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """(node id, what the directory tells of it)"""
     for key, value in entries.items():
         kind, _, node_id = key.partition(".")
         if kind != "node":
             continue
-        with suppress(ValueError, KeyError):
+        with suppress(ValueError, KeyError, TypeError):
             told = json.loads(value)
-            if tree is None or told["tree"] == tree or str(told["tree_id"]).startswith(tree):
-                yield node_id
+            told = {key: str(told[key]) for key in ("tree_id", "tree", "node")}
+            if tree is None or told["tree"] == tree or told["tree_id"].startswith(tree):
+                yield node_id, told
 
 
-def _hearsay(tree: Tree, parent_id: str, children: tuple[Child, ...], problems: list[errors.Error]) -> None:
+def _hearsay(tree: Tree, parent_id: str, children: tuple[Child, ...], silent: dict[str, errors.Error]) -> None:
     for child in children:
-        if child.ref.node_id not in tree.members:
-            problem = next((str(p) for p in problems if child.ref.site in str(p)), "its document was not found")
-            tree.members[child.ref.node_id] = Member(child.ref, child.kind, parent_id, told=child, problem=problem)
-        if child.summary and tree.members[child.ref.node_id].document is None:
-            _hearsay(tree, child.ref.node_id, child.summary.children, problems)
+        node_id = child.ref.node_id
+        if node_id not in tree.members:
+            broken = tree.broken.get(node_id)
+            error = broken[1] if broken else silent.get(child.ref.site) or _unknown(child.ref)
+            tree.members[node_id] = Member(child.ref, child.kind, parent_id, told=child, error=error)
+        if child.summary and tree.members[node_id].document is None:
+            _hearsay(tree, node_id, child.summary.children, silent)
+
+
+def _unknown(ref: NodeRef) -> errors.Error:
+    return errors.Unreachable(f"its document was not found on the sites of this configuration (it is at {ref.site})")

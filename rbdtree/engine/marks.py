@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine.claim import describe
 from rbdtree.model.document import DIRECTORY, NodeDocument, decode, object_name
-from rbdtree.model.position import parse_snapshot_name
+from rbdtree.model.position import tree_of_snapshot
 from rbdtree.ports import Pool, Sites
 
 TREE_KEY = "rbdtree.tree"
@@ -32,6 +32,14 @@ def image_entry(image_id: str) -> str:
 def entry_text(document: NodeDocument) -> str:
     """Directory value of a node."""
     return json.dumps({"tree_id": document.tree_id, "tree": document.tree, "node": document.name}, sort_keys=True)
+
+
+def entry_names(value: str) -> tuple[str, str]:
+    """(tree, node) of a directory value; empty when it is none of a node's."""
+    with suppress(ValueError, KeyError, TypeError):
+        told = json.loads(value)
+        return str(told["tree"]), str(told["node"])
+    return "", ""
 
 
 def mark_image(pool: Pool, image_id: str, document: NodeDocument) -> None:
@@ -147,9 +155,9 @@ def _image(
             if key in metadata:
                 yield Mark(pool.site, "metadata", f"{path}/{name}", tree or told, node, f"{key}={metadata[key]}")
         for snapshot in image.snapshots():
-            parsed = parse_snapshot_name(snapshot.name)
-            if parsed:
-                whose = trees.get(parsed[0], tree or told)
+            whose_tree = tree_of_snapshot(snapshot.name)
+            if whose_tree:
+                whose = trees.get(whose_tree, tree or told)
                 yield Mark(pool.site, "snapshot", f"{path}/{name}@{snapshot.name}", whose, node)
     finally:
         image.close()

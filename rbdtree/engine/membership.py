@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, marks
+from rbdtree.engine import branch as branches
+from rbdtree.engine import delta, ends, marks, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Child, Kind, NodeDocument, NodeRef, object_name
-from rbdtree.model.name import ImageSpec, NodeName
+from rbdtree.model.name import ImageSpec, NodeName, format_duration
 from rbdtree.model.position import parse_snapshot_name
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Layout, Pool, Sites
@@ -39,6 +40,11 @@ def _ref(pool: Pool, node_id: str, name: str, image: str) -> NodeRef:
     return NodeRef(node_id, name, pool.site, pool.fsid, pool.name, pool.namespace, image)
 
 
+def trash_spec(pool: Pool, image_id: str) -> str:
+    """What ``rbd trash restore`` wants to be given."""
+    return "/".join(part for part in (pool.name, pool.namespace, image_id) if part)
+
+
 def _no_owner(forest: Forest, pool: Pool, spec: ImageSpec, image_id: str | None) -> None:
     """Refuses an image that some node of some tree has already."""
     for tree in forest.trees:
@@ -52,7 +58,9 @@ def _no_owner(forest: Forest, pool: Pool, spec: ImageSpec, image_id: str | None)
                 )
     owner = image_id and pool.entries().get(marks.image_entry(image_id))
     if owner and pool.read_document(object_name(owner)) is not None:
-        raise errors.Exists(f"{spec} belongs to a tree already, as node {owner}")
+        raise errors.Exists(
+            f"{spec} belongs to a tree already, as node {owner}", "See whose it is with 'rbdtree marks'."
+        )
     if owner:
         # The node left without taking its entry along.
         pool.remove_entry(marks.image_entry(str(image_id)))
@@ -78,6 +86,7 @@ def init(
             raise errors.NotFound(f"there is no image {spec}", "Give --size to make it.")
         if image_id is not None and wish.size_bytes is not None:
             raise errors.Exists(f"image {spec} exists", "Leave out --size to make a tree of it as it is.")
+        _check_data_pool(sites, spec, wish)
         ref = _ref(pool, _new_id(), node_name, spec.image)
         resumed = NodeDocument(_new_id(), tree_name, Kind.ROOT, ref, image_id or "", ref, phase=JOINING)
         if dry_run:
@@ -88,9 +97,8 @@ def init(
     node = Node(pool, resumed.ref.node_id, resumed.full_name)
 
     def make() -> str:
-        return pool.image_id(spec.image) or pool.create_image(
-            spec.image, wish.size_bytes or 0, wish.layout or Layout(), wish.data_pool
-        )
+        found = pool.image_id(spec.image)
+        return found or _create(pool, spec, wish.size_bytes or 0, wish.layout or Layout(), wish)
 
     document = _take_image(node, resumed, make)
     return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
@@ -120,9 +128,27 @@ def _resumed_root(forest: Forest, tree_name: str, node_name: str, pool: Pool, sp
     return None
 
 
+def _check_data_pool(sites: Sites, spec: ImageSpec, wish: Wish) -> None:
+    if wish.data_pool:
+        sites.cluster(spec.site).pool(wish.data_pool)
+
+
 def _register(pool: Pool, document: NodeDocument) -> None:
-    pool.add_entry(marks.node_entry(document.ref.node_id), marks.entry_text(document))
+    _sweep(pool, document)
+    entry = (marks.node_entry(document.ref.node_id), marks.entry_text(document))
+    pool.add_entry(*entry)
     Node(pool, document.ref.node_id).create(document)
+    # Again, as somebody who makes a node of the same name may have swept it away in between.
+    pool.add_entry(*entry)
+
+
+def _sweep(pool: Pool, document: NodeDocument) -> None:
+    """Entries of a node of this name that died before it had a document: nobody else will ever remove them."""
+    for key, value in pool.entries().items():
+        kind, _, node_id = key.partition(".")
+        same = kind == "node" and marks.entry_names(value) == (document.tree, document.name)
+        if same and pool.read_document(object_name(node_id)) is None:
+            pool.remove_entry(key)
 
 
 def _unregister(node: Node) -> None:
@@ -131,12 +157,16 @@ def _unregister(node: Node) -> None:
 
 
 def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> NodeDocument:
-    """The image becomes the node's; when it is another's after all, the node is undone."""
-    image_id = make()
+    """The image becomes the node's. When it cannot be made, or is another's after all, the node is undone; a cluster
+    that falls silent leaves a node that joins, for the same command to go on with."""
     try:
+        image_id = make()
         marks.mark_image(node.pool, image_id, document)
-    except errors.Exists:
-        _unregister(node)
+    except (errors.Unreachable, errors.Fenced):
+        raise
+    except errors.Error:
+        with suppress(errors.Error):
+            _unregister(node)
         raise
     return replace(document, image_id=image_id)
 
@@ -155,7 +185,10 @@ def add(
     """A child of ``parent_name``: a mirror with an image of its own, or a clone of the nearest replica above."""
     tree = forest.tree(name.tree)
     if name.node == parent_name:
-        raise errors.UsageError(f"{name} cannot be its own parent: that would be a cycle")
+        raise errors.UsageError(
+            f"{name} cannot be its own parent: that would be a cycle",
+            f"Name another node with --parent; 'rbdtree status {name.tree}' shows them.",
+        )
     parent_node, parent = document_of(tree.member(parent_name))
     if parent.phase:
         raise errors.Busy(f"{parent.full_name} is {parent.phase}", "Finish that first.")
@@ -168,6 +201,8 @@ def add(
             _check_clone(parent, pool, spec, image_id)
         elif image_id is not None:
             _check_empty(pool, spec, image_id)
+        else:
+            _check_data_pool(sites, spec, wish)
         ref = _ref(pool, _new_id(), name.node, spec.image)
         document = NodeDocument(
             tree_id=parent.tree_id,
@@ -258,7 +293,18 @@ def _make_mirror(replica: Node, pool: Pool, spec: ImageSpec, wish: Wish) -> str:
         source = replica.pool.open(replica.read().image_id)
         layout = source.layout
         source.close()
-    return pool.create_image(spec.image, 0, layout, wish.data_pool)
+    return _create(pool, spec, 0, layout, wish)
+
+
+def _create(pool: Pool, spec: ImageSpec, size: int, layout: Layout, wish: Wish) -> str:
+    """Whoever was quicker made it: whose it becomes is decided in the directory."""
+    try:
+        return pool.create_image(spec.image, size, layout, wish.data_pool)
+    except errors.Exists:
+        found = pool.image_id(spec.image)
+        if found is None:
+            raise
+        return found
 
 
 def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float, dry_run: bool = False) -> str:
@@ -278,7 +324,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
             f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
         )
     if dry_run:
-        fate = "stay as an ordinary image" if keep else f"go to the trash for {expiry_seconds:g} s"
+        fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
         return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
         document = node.update(
@@ -291,19 +337,38 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
                 f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
                 f"{document.full_name}' first.",
             )
+        document = _without_branch(node, document, claim, expiry_seconds)
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
-            forget_upstream(sites, document.parent, document.replica, document.edge)
+            forget_upstream(sites, document.parent, document.replica, document.edge, node.node_id)
         _unregister(node)
     return said
 
 
-def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str) -> None:
+def _without_branch(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
+    """Refuses while there are writes that nobody else has; else the branch and whatever was staged here goes."""
+    if document.branch and document.branch.image_id and document.kind is not Kind.CLONE:
+        report = branches.look(node, document)
+        if not report.clean:
+            node.update(lambda d: replace(d, phase=""), claim.cookie)
+            raise errors.NotEmpty(
+                f"{document.full_name} has writes on its branch {report.image} that were not published",
+                f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
+            )
+        document = branches.clear(node, node.update(branches.give_up, claim.cookie), claim, expiry_seconds)
+    for push in document.pushes:
+        if push.staging and push.image_id:
+            tidy.drop_image(node, push.image_id, push.staging)
+    return document
+
+
+def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, node_id: str = "") -> None:
     """Every mark of an edge off its parent and off the replica above."""
 
     def change(document: NodeDocument) -> NodeDocument:
         children = tuple(c for c in document.children if c.edge != edge)
-        return replace(document.without_holds(edge), children=children)
+        left = document.without_holds(edge)
+        return replace(left.without_holds(f"branch:{node_id}") if node_id else left, children=children)
 
     with suppress(errors.NotFound):
         above = Node.at(sites, parent)
@@ -333,7 +398,10 @@ def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_s
     if keep:
         return f"{spec} is an ordinary image now"
     pool.trash(image_id, document.ref.image, expiry_seconds)
-    return f"{spec} is in the trash for {expiry_seconds:g} s ('rbd trash restore {image_id}' brings it back)"
+    return (
+        f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
+        f"{trash_spec(pool, image_id)}' brings it back)"
+    )
 
 
 def _remove_snapshots(pool: Pool, document: NodeDocument) -> None:

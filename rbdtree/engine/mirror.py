@@ -237,7 +237,8 @@ class MirrorEdge:
             return delta.changes(source, first, last, start)
 
         return CopyRequest(
-            key=(self.upstream.node_id, f"{since} {target} {compare}"),
+            # What is compared depends on what this head holds: nobody else's.
+            key=(self.upstream.node_id, f"{since} {target} {self.child.node_id if compare else ''}"),
             source=source,
             planned=planned,
             target=Target(self.name, head, Extents.of([(0, size)]) if compare else existing),

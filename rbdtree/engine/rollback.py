@@ -6,17 +6,23 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import copy as copying
+from rbdtree.engine import marks
 from rbdtree.engine.claim import Claim
+from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.desk import Desk
+from rbdtree.engine.membership import trash_spec
 from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Kind, NodeDocument
+from rbdtree.engine.sync import plan_of
+from rbdtree.model.document import Kind
+from rbdtree.model.name import format_duration
 from rbdtree.model.position import START
+from rbdtree.plan.conflict import InUse, NoCommonGeneration
 from rbdtree.plan.step import Abandon, Intend, RollBack
-from rbdtree.ports import Reporter, Sites
+from rbdtree.ports import Reporter, Silent, Sites
 
 
-def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: float) -> str:
+def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: float, *, dry_run: bool = False) -> str:
     """Returns in a sentence what was kept and where."""
     document = node.read()
     if document.kind is Kind.ROOT:
@@ -26,12 +32,15 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
         )
     with Claim(node, "rollback") as claim:
         if document.kind is Kind.CLONE:
-            return _renew_clone(node, node.read(), claim, expiry_seconds)
+            return _renew_clone(sites, node, claim, expiry_seconds)
         edge = MirrorEdge(sites, node, claim, reporter)
         try:
             state = edge.observe()
             if state.gone:
                 raise state.gone.error()
+            plan = plan_of(state)
+            if state.pending is None and not edge.document.distrust and isinstance(plan, tuple | NoCommonGeneration):
+                return f"{edge.name} has not diverged: there is nothing to roll back"
             target = max(state.downstream, default=START)
             kept = f"rbdtree-diverged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             image = node.pool.open(edge.document.image_id, read_only=False)
@@ -49,13 +58,20 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             edge.close()
 
 
-def _renew_clone(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> str:
+def _renew_clone(sites: Sites, node: Node, claim: Claim, expiry_seconds: float) -> str:
     """The changed clone goes to the trash; the next sync makes a new one."""
+    document = node.read()
+    plan = plan_of(CloneEdge(sites, node, None, Silent()).observe())
+    if isinstance(plan, InUse):
+        raise plan.error()
+    if isinstance(plan, tuple) and document.generations and not document.intent:
+        return f"{document.full_name} has not diverged: there is nothing to roll back"
     if not document.image_id or node.pool.image_id(document.ref.image) != document.image_id:
         return f"{document.full_name} has no image to roll back; 'rbdtree sync' makes one"
+    marks.unmark_image(node.pool, document.image_id)
     node.pool.trash(document.image_id, document.ref.image, expiry_seconds)
     node.update(lambda d: replace(d, image_id="", generations=(), intent=None), claim.cookie)
     return (
-        f"{document.ref.image_spec} is in the trash for {expiry_seconds:g} s ('rbd trash restore {document.image_id}' "
-        "brings it back); the next sync makes a new clone"
+        f"{document.ref.image_spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
+        f"{trash_spec(node.pool, document.image_id)}' brings it back); the next sync makes a new clone"
     )

@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rbdtree import errors
-from rbdtree.engine import copy as copying
 from rbdtree.engine import branch as branches
+from rbdtree.engine import copy as copying
 from rbdtree.engine import ends, push, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge

@@ -72,8 +72,17 @@ class ImageSpec:
         return f"{self.site}:{self.path}"
 
 
+def format_duration(seconds: float) -> str:
+    """As people write it, in the largest unit that fits: ``1 d``, ``12 h``, ``90 s``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g} {unit}"
+    return f"{seconds:g} s"
+
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGTP]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_HINT = "Write for example 10G, 512M or 4096 (bytes)."
 
 
 def parse_size(text: str) -> int:
@@ -81,8 +90,10 @@ def parse_size(text: str) -> int:
     bytes here (rbd's own bare numbers are MiB, a well-known trap)."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise errors.UsageError(f"{text!r} is not a size", "Write for example 10G, 512M or 4096 (bytes).")
+        raise errors.UsageError(f"{text!r} is not a size", _SIZE_HINT)
     size = float(match[1]) * _UNITS[match[2].upper()]
+    if size >= 1 << 62:
+        raise errors.UsageError(f"{text!r} is more than an image can hold", _SIZE_HINT)
     if size != int(size):
-        raise errors.UsageError(f"{text!r} is not a whole number of bytes")
+        raise errors.UsageError(f"{text!r} is not a whole number of bytes", _SIZE_HINT)
     return int(size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rbdtree import errors
 
+_PUSH = re.compile(r"rbdtree\.([0-9a-f]{8})\.push\.(\d+)")
 _SNAPSHOT = re.compile(r"rbdtree\.([0-9a-f]{8})\.(\d+)\.(\d+)")
 
 
@@ -61,6 +62,12 @@ def snapshot_name(tree_id: str, position: Position) -> str:
 def push_snapshot_name(tree_id: str, number: int) -> str:
     """Of a branch or of a push staged upstream: what changed since number 0, or since the push before."""
     return f"rbdtree.{tree_id[:8]}.push.{number}"
+
+
+def tree_of_snapshot(name: str) -> str | None:
+    """First 8 hex digits of the tree whose generation or push a snapshot is; None for anybody else's."""
+    match = _SNAPSHOT.fullmatch(name) or _PUSH.fullmatch(name)
+    return match[1] if match else None
 
 
 def parse_snapshot_name(name: str) -> tuple[str, Position] | None:

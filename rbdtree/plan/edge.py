@@ -10,7 +10,7 @@ any prefix of a plan yields what was left of it.
 from dataclasses import dataclass, field
 
 from rbdtree.model.extent import NOTHING, Extents
-from rbdtree.model.position import Position
+from rbdtree.model.position import START, Position
 from rbdtree.plan.conflict import (
     CloneChanged,
     Conflict,
@@ -78,25 +78,32 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     """Steps to ``goal`` (None: the newest generation upstream)."""
     if state.gone:
         return state.gone
-    start = _mend(state)
+    held = set(state.held)
+    start = _mend(state, held)
     if not isinstance(start, _Start):
         return start
-    steps: list[Step] = [*(Forget(position) for position in state.lost), *start.steps]
-    base, held = start.base, set(state.held) | start.held
-    path = _path(state, base, max({*state.downstream, *start.sealed}, default=None), goal)
-    if path and base and base not in state.upstream:
-        # What the head has was removed upstream: go back to what both ends still have.
-        common = max((p for p in state.downstream if p in state.upstream), default=None)
-        if common is None:
-            return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
-        steps += _rolling_back(common)
-        base = common
+    steps, base = [*start.steps], start.base
+    path = _path(state, base, goal)
+    if start.torn or (path and base and base not in state.upstream):
+        # Onto a generation that both ends have when there is more to come, onto the newest of its own when not.
+        back = _way_back(state, bool(path))
+        if back is None:
+            return NoCommonGeneration(
+                state.node, max(state.upstream, default=None), max((*state.downstream, *state.lost))
+            )
+        steps += _hold(held, back if back in state.upstream else None)
+        if state.pending != Pending(back, back):
+            steps.append(Intend(back, back))
+        steps += [*start.forget, RollBack(back)]
+        base = back if back.sequence else None
+        if not path:
+            steps.append(Abandon())
+        # Otherwise the next intent replaces this one: without any, a head older than the newest generation of its own
+        # would look changed by somebody.
     for target in path:
-        if target not in held:
-            steps.append(Hold(target))
-            held.add(target)
+        steps += _hold(held, base, target)
         steps += [Intend(base, target), Copy(base, target), Seal(target), Settle(target)]
-        stale = sorted(held - {target} - state.needed)
+        stale = sorted(p for p in held - state.needed if p < target)
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
@@ -115,68 +122,54 @@ def _hold(held: set[Position], *positions: Position | None) -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Steps that make the head a whole generation again (``base``; None: empty), and what they seal and hold."""
+    """Where a path can begin: after ``steps`` the head is ``base`` (None: empty), unless it is ``torn``.
 
-    steps: tuple[Step, ...]
+    ``forget``: generations to strike only under an intent, as without one the head would look changed by somebody.
+    """
+
+    steps: Plan
     base: Position | None
-    sealed: frozenset[Position] = frozenset()
-    held: frozenset[Position] = frozenset()
+    torn: bool = False
+    forget: Plan = ()
 
 
-def _mend(state: MirrorState) -> _Start | Conflict:
-    """Where the path can begin: finish or undo what is pending, refuse what somebody else did to the head."""
+def _mend(state: MirrorState, held: set[Position]) -> _Start | Conflict:
+    """Finish what is pending if that can be, refuse what somebody else did to the head."""
     base = max(state.downstream, default=None)
-    if state.pending:
-        return _finish(state, state.pending, base)
+    pending = state.pending
+    forget = tuple(Forget(position) for position in state.lost)
+    if pending and not pending.rollback and pending.target in state.downstream:
+        # Died between seal and settle: the copy is complete.
+        return _Start((*forget, Settle(pending.target)), pending.target)
+    if pending and not pending.rollback and _can_copy(pending, state):
+        ending = (Copy(pending.since, pending.target), Seal(pending.target), Settle(pending.target))
+        return _Start((*forget, *_hold(held, pending.since, pending.target), *ending), pending.target)
+    if pending:
+        return _Start((), base, torn=True, forget=forget)
     if state.lost and (base is None or max(state.lost) > base):
         # The head should equal a generation whose snapshot is gone: nothing is left to compare it with.
-        common = _rollback_target(state)
-        if common is None or not common.sequence:
-            return NoCommonGeneration(state.node, max(state.upstream, default=None), max(state.lost))
-        return _Start(_rolling_back(common), common)
+        return _Start((), base, torn=True, forget=forget)
     if state.changed:
         return HeadChanged(state.node, state.image, base, state.changed)
     if base and state.head_bytes != state.expected_bytes:
         return HeadResized(state.node, state.image, base, state.head_bytes, state.expected_bytes)
-    return _Start((), base)
+    return _Start(forget, base)
 
 
-def _finish(state: MirrorState, pending: Pending, base: Position | None) -> _Start | Conflict:
-    target = pending.target
-    if not pending.rollback and target in state.downstream:
-        # Died between seal and settle: the copy is complete.
-        return _Start((Settle(target),), target)
-    if not pending.rollback and target in state.upstream and _can_diff(pending, state):
-        hold: Plan = () if target in state.held else (Hold(target),)
-        ending = (Copy(pending.since, target), Seal(target), Settle(target))
-        return _Start((*hold, *ending), target, frozenset({target}), frozenset({target}))
-    back = target if pending.rollback else _rollback_target(state)
-    if back is None:
-        return NoCommonGeneration(state.node, max(state.upstream, default=None), base)
-    steps = _rolling_back(back)
-    return _Start(steps[1:] if pending.rollback else steps, back if back.sequence else None)
+def _can_copy(pending: Pending, state: MirrorState) -> bool:
+    return pending.target in state.upstream and (pending.since is None or pending.since in state.upstream)
 
 
-def _rolling_back(target: Position) -> Plan:
-    return (Intend(target, target), RollBack(target), Abandon())
+def _way_back(state: MirrorState, more: bool) -> Position | None:
+    """What a head of unknown content can become again (START: nothing, when it had no generation), None for nothing."""
+    if not state.downstream and not state.lost:
+        return START
+    return max((p for p in state.downstream if not more or p in state.upstream), default=None)
 
 
-def _can_diff(pending: Pending, state: MirrorState) -> bool:
-    return pending.since is None or pending.since in state.upstream
-
-
-def _rollback_target(state: MirrorState) -> Position | None:
-    """Where a head of unknown content can go back to: the newest common generation, or to nothing if it had none."""
-    common = max((p for p in state.downstream if p in state.upstream), default=None)
-    if common is None and not state.downstream and not state.lost:
-        return Position(1, 0)
-    return common
-
-
-def _path(state: MirrorState, base: Position | None, newest: Position | None, goal: Position | None) -> list[Position]:
-    floor = max((p for p in (base, newest) if p), default=None)
-    ahead = [p for p in state.upstream if (floor is None or p > floor) and (goal is None or p <= goal)]
-    if floor is None and not state.history:
+def _path(state: MirrorState, base: Position | None, goal: Position | None) -> list[Position]:
+    ahead = [p for p in state.upstream if (base is None or p > base) and (goal is None or p <= goal)]
+    if base is None and not state.history:
         return ahead[-1:]
     return ahead
 

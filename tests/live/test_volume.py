@@ -177,7 +177,8 @@ def test_any_features_at_the_root(world: World, features: tuple[str, ...]) -> No
             image.discard(4 * MIB, 4 * MIB)
         world.step()
     with world.image("root", read_only=True) as image:
-        assert image.features() == _features(*features)
+        # A clone adds OPERATIONS by itself.
+        assert image.features() & ~_features("OPERATIONS") == _features(*features)
     world.check_settled()
 
 
@@ -260,20 +261,19 @@ def test_an_encrypted_volume_travels_as_it_is(world: World) -> None:
 
     if not hasattr(rbd.Image, "encryption_format"):
         pytest.skip("this Ceph's binding knows no encryption")
-    _adopt(world, size=48 * MIB)
+    _adopt(world, PLAIN, size=32 * MIB)
     secret, text = "correct horse", noise(3 * MIB, "text")
     with world.image("root") as image:
-        image.encryption_format(rbd.RBD_ENCRYPTION_FORMAT_LUKS2, secret)  # and loads
+        image.encryption_format(rbd.RBD_ENCRYPTION_FORMAT_LUKS1, secret)  # and loads
         image.write(text, 2 * MIB)
-    world.step()
-    with world.image("root") as image:
-        image.encryption_load(rbd.RBD_ENCRYPTION_FORMAT_LUKS2, secret)
+        image.flush()
+        world.step()
         image.write(text[:4096], 9 * MIB)
         image.discard(3 * MIB, 64 * KIB)
     world.step()
     with world.image("m2", read_only=True) as image:
         assert text[:512] not in image.read(0, image.size())
-        image.encryption_load(rbd.RBD_ENCRYPTION_FORMAT_LUKS2, secret)
+        image.encryption_load(rbd.RBD_ENCRYPTION_FORMAT_LUKS1, secret)
         assert image.read(2 * MIB, MIB) == text[:MIB]
         assert image.read(9 * MIB, 4096) == text[:4096]
     world.check_settled()

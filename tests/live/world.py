@@ -21,7 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import look
+from rbdtree.engine.marks import list_marks
+from rbdtree.engine.node import Node
+from rbdtree.engine.sync import Sync
 from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.model.position import snapshot_name
 
@@ -152,6 +156,11 @@ class World:
 
     def cut(self) -> str:
         return str(self.get("cut", TREE)["generation"])
+
+    def quick_cut(self) -> str:
+        """``cut`` in this process, for loops."""
+        root = self.document("root")
+        return str(cut(Node.at(self.sites, root.ref)).position)
 
     def sync(self, node: str = "", *more: object, code: int | None = 0, seconds: float = 60) -> Done:
         return self.cli("sync", f"{TREE}/{node}" if node else TREE, *more, code=code, seconds=seconds)
@@ -336,10 +345,11 @@ class World:
 
     def check_settled(self, *, strays: bool = True) -> None:
         """A further sync plans nothing, and only the marks of a tree at rest are there."""
-        planned = self.get("sync", TREE, "--dry-run")["nodes"]
-        assert all(not node["steps"] and not node["error"] for node in planned), planned
+        run = Sync(self.sites, dry_run=True)
+        planned = run.run(look(self.sites, TREE).tree(TREE))
+        assert all(not outcome.steps and not outcome.error for outcome in planned), planned
         documents = self.documents()
-        by_id = {d.ref.node_id: d for d in documents.values()}
+        by_id = {d.ref.node_id for d in documents.values()}
         edges = {d.edge: d for d in documents.values() if d.parent}
         for document in documents.values():
             assert not document.phase, f"{document.name} is {document.phase}"
@@ -348,22 +358,31 @@ class World:
                 child = edges[hold.owner]
                 assert hold.position == child.position, f"stale hold on {document.name}: {hold}"
             for child_of in document.children:
-                assert child_of.ref.node_id in by_id, f"{document.name} has a child of nobody: {child_of.ref.name}"
+                assert child_of.ref.node_id in by_id, f"{document.name} has a child of nobody: {child_of}"
         if strays:
-            self.check_strays(documents)
+            self.check_strays()
 
-    def check_strays(self, documents: dict[str, NodeDocument]) -> None:
-        """``marks`` lists what belongs to these nodes, and nothing else of ours is in the pools."""
-        marks = self.get("marks")["marks"]
-        locks = [m for m in marks if m["kind"] == "lock"]
-        assert not locks, locks
-        places = {(d.ref.site, d.ref.image, d.ref.namespace) for d in documents.values()}
-        names = set(documents)
+    def check_strays(self) -> None:
+        """What ``marks`` lists belongs to nodes that are there, and nothing else of ours is in the pools."""
+        marks, failed = list_marks(self.sites)
+        assert not failed, failed
+        documents = [
+            m.document for tree in look(self.sites).trees for m in tree.members.values() if m.document
+        ]
+        nodes = {d.ref.node_id for d in documents}
+        images = {(d.ref.site, d.image_id): d for d in documents}
+        places = {(d.ref.site, d.ref.pool, d.ref.namespace, d.ref.image) for d in documents}
         for mark in marks:
-            assert mark["node"] in names or mark["kind"] in ("snapshot", "metadata"), mark
-            if mark["kind"] in ("snapshot", "metadata"):
-                image = mark["where"].rpartition("/")[2].partition("@")[0]
-                assert any(mark["site"] == site and image == name for site, name, _ in places), mark
+            assert mark.kind != "lock", mark
+            if mark.kind == "directory":
+                kind, _, key = mark.detail.partition(".")
+                known = key in nodes if kind == "node" else (mark.site, key) in images
+                assert known, f"nobody's: {mark}"
+            elif mark.kind in ("object", "hold"):
+                assert mark.where.rpartition("rbdtree.node.")[2] in nodes, f"nobody's: {mark}"
+            else:
+                pool, *between, image = mark.where.partition("@")[0].split("/")
+                assert (mark.site, pool, "".join(between), image) in places, f"nobody's: {mark}"
         for site in self.pools.clusters.names:
             assert not self.strays(site), f"{site}: {self.strays(site)}"
 

@@ -1,0 +1,409 @@
+"""The engine against a model: random volumes, trees, syncs and crashes over ``rbdtree.memory``.
+
+The model is plain bytes: what the root held when a snapshot was made. After every rule every snapshot of ours, at every
+node, must hold just that. ``SEEDED`` puts known bugs in, to see that the machine would find them.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from faults import Crash, Worker, bury
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from rbdtree import errors, memory
+from rbdtree.engine import copy as copying
+from rbdtree.engine import delta, desk, forest, marks, membership, mirror, sync
+from rbdtree.engine.claim import SECONDS
+from rbdtree.engine.copy import Target
+from rbdtree.engine.cut import cut
+from rbdtree.engine.forest import Member, Tree
+from rbdtree.engine.verify import verify
+from rbdtree.model.document import Kind, NodeDocument, decode
+from rbdtree.model.extent import Extents
+from rbdtree.model.name import ImageSpec, NodeName
+from rbdtree.model.position import parse_snapshot_name, snapshot_name
+from rbdtree.plan import step as steps
+from rbdtree.ports import Layout, Silent
+
+UNIT = 16384
+LAYOUT = Layout(UNIT, UNIT, 1)
+LARGEST = 8 * UNIT
+PLACE = ("p", "")
+DEPTH = 3
+
+spots = st.integers(0, LARGEST // 4096 - 1).map(lambda n: n * 4096)
+lengths = st.sampled_from([512, 4096, 4096 + 512, UNIT, 3 * UNIT])
+seeds = st.integers(0, 9)
+effects = st.integers(1, 30)
+kinds = st.sampled_from([Kind.MIRROR, Kind.CLONE])
+ways = st.sampled_from(["before", "after", "torn"])
+
+
+@contextmanager
+def quiet_deaths() -> Iterator[None]:
+    """Threads of a worker that died end without a traceback."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, Crash):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+class Trees(RuleBasedStateMachine):
+    """A root at a, mirrors at b, clones beside either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.storages = {name: memory.Storage(name, [PLACE], clock=lambda: self.now) for name in "ab"}
+        self.host = memory.Sites(self.storages).cluster("a").pool("p")
+        self.bytes = bytearray()
+        self.recorded: dict[str, tuple[int, bytes]] = {}
+        self.robbed: set[tuple[str, str]] = set()
+        self.count = 0
+        random.seed(0)
+
+    # -- helpers
+
+    def work(self, call: Callable[[Any], Any], dies_at: int | None = None, how: str = "before") -> Any:
+        """A process does something, and may die of it; None then, and others go on when its claims have run out."""
+        worker = Worker(self.storages, dies_at, how)
+        with quiet_deaths():
+            try:
+                answer = call(worker.sites)
+            except Crash:
+                answer = None
+        if worker.dead:
+            self.now += SECONDS + 1
+            bury(self.storages, worker)
+            return None
+        return answer
+
+    def tree(self, sites: Any) -> Tree:
+        found = forest.look(sites)
+        assert not found.problems, found.problems
+        return found.tree("t")
+
+    def root(self) -> Any:
+        image_id = self.host.image_id("root")
+        assert image_id
+        return self.host.open(image_id, read_only=False)
+
+    def documents(self) -> dict[str, tuple[str, NodeDocument]]:
+        """By node name: the site and the document, as they lie in the storage."""
+        found = {}
+        for site, storage in self.storages.items():
+            for name, (_, text) in storage.places[PLACE].documents.items():
+                document = decode(text, name)
+                found[document.name] = (site, document)
+        return found
+
+    def volume(self, site: str, image_id: str) -> Any:
+        place = self.storages[site].places[PLACE]
+        volumes = [*place.images.values(), *(volume for _, volume in place.trash.values())]
+        return next((v for v in volumes if v.image_id == image_id), None)
+
+    def content(self, site: str, volume: Any, snapshot: str | None = None) -> bytes:
+        image = memory.Image(memory.Sites(self.storages).cluster(site).pool("p"), volume, snapshot, True)
+        return image.read(0, image.size())
+
+    def excused(self, error: errors.Error | None) -> bool:
+        """After a snapshot was removed by hand there may be nothing in common any more."""
+        return bool(self.robbed) and isinstance(error, errors.Diverged) and "no generation in common" in str(error)
+
+    def sync(self, sites: Any, only: str | None = None) -> list[sync.Outcome]:
+        outcomes = sync.Sync(sites, only=frozenset([only]) if only else None).run(self.tree(sites))
+        for outcome in outcomes:
+            assert outcome.error is None or self.excused(outcome.error), repr(outcome.error)
+        return outcomes
+
+    def picked(self, number: int, wanted: Callable[[NodeDocument], bool] = lambda _: True) -> NodeDocument | None:
+        found = [d for _, (_, d) in sorted(self.documents().items()) if wanted(d)]
+        return found[number % len(found)] if found else None
+
+    # -- what the host at the root does
+
+    @initialize(objects=st.integers(1, 6))
+    def init(self, objects: int) -> None:
+        wish = membership.Wish(objects * UNIT, LAYOUT)
+        self.work(lambda s: membership.init(s, forest.look(s), "t", "root", ImageSpec("a", "p", "", "root"), wish))
+        self.bytes = bytearray(objects * UNIT)
+
+    @rule(offset=spots, length=lengths, seed=seeds)
+    def write(self, offset: int, length: int, seed: int) -> None:
+        data = random.Random(seed).randbytes(length) if seed else bytes(length)
+        data = data[: max(0, len(self.bytes) - offset)]
+        if data:
+            image = self.root()
+            image.submit_write(offset, data, self.done)
+            self.bytes[offset : offset + len(data)] = data
+            image.close()
+
+    @rule(offset=spots, length=lengths)
+    def zero(self, offset: int, length: int) -> None:
+        length = min(length, len(self.bytes) - offset)
+        if length > 0:
+            image = self.root()
+            image.submit_zero(offset, length, self.done)
+            self.bytes[offset : offset + length] = bytes(length)
+            image.close()
+
+    @rule(size=st.integers(0, LARGEST // 512).map(lambda n: n * 512))
+    def resize(self, size: int) -> None:
+        image = self.root()
+        image.resize(size)
+        image.close()
+        del self.bytes[size:]
+        self.bytes += bytes(size - len(self.bytes))
+
+    @rule()
+    def snapshot_of_the_host(self) -> None:
+        self.count += 1
+        image = self.root()
+        image.create_snapshot(f"mine-{self.count}")
+        image.close()
+
+    def done(self, error: Exception | None) -> None:
+        assert error is None
+
+    # -- what rbdtree does
+
+    @rule(
+        kind=st.sampled_from([Kind.MIRROR, Kind.CLONE]), parent=seeds, history=st.booleans(), dies=st.none() | effects
+    )
+    def add(self, kind: Kind, parent: int, history: bool, dies: int | None) -> None:
+        documents = self.documents()
+        above = self.picked(parent, lambda d: not d.phase and depth(d, documents) < DEPTH)
+        if above is None or len(documents) > 6:
+            return
+        self.count += 1
+        site = above.replica.site if kind is Kind.CLONE or self.count % 2 else "b"
+        name, spec = NodeName("t", f"n{self.count}"), ImageSpec(site, "p", "", f"n{self.count}")
+        wish = membership.Wish(history=history)
+
+        def join(sites: Any) -> Any:
+            return membership.add(sites, forest.look(sites), name, above.name, kind, spec, wish)
+
+        if self.work(join, dies, "after" if dies and dies % 2 else "before") is None:
+            self.work(join)
+
+    @rule(dies=st.none() | effects, how=ways)
+    def cut(self, dies: int | None, how: str) -> None:
+        self.work(lambda s: cut(forest.document_of(self.tree(s).member("root"))[0]), dies, how)
+
+    @rule()
+    def sync_all(self) -> None:
+        outcomes = self.work(self.sync)
+        if any(outcome.error for outcome in outcomes):
+            return
+        before = {site: dict(s.places[PLACE].documents) for site, s in self.storages.items()}
+        again = self.work(self.sync)
+        assert [o.steps for o in again] == [[]] * len(outcomes)
+        assert {site: dict(s.places[PLACE].documents) for site, s in self.storages.items()} == before
+        newest = self.documents()["root"][1].newest_position
+        assert {d.newest_position for _, d in self.documents().values()} == {newest}
+        if newest:
+            self.work(self.verified)
+
+    def verified(self, sites: Any) -> None:
+        tree = self.tree(sites)
+        root = tree.member("root")
+        for member in tree.members.values():
+            if member is not root:
+                verdict = verify(sites, tree, member, root, None, Silent())
+                assert verdict.equal, verdict
+
+    @rule(node=seeds, dies=st.none() | effects, how=ways)
+    def sync_one(self, node: int, dies: int | None, how: str) -> None:
+        document = self.picked(node, lambda d: d.kind is not Kind.ROOT)
+        if document:
+            self.work(lambda s: self.sync(s, document.name), dies, how)
+
+    @rule(dies=effects, how=ways)
+    def sync_all_and_die(self, dies: int, how: str) -> None:
+        self.work(self.sync, dies, how)
+
+    @rule(node=seeds, number=seeds)
+    def retire(self, node: int, number: int) -> None:
+        """As retention does: a generation that is neither held nor the newest goes, the document first."""
+        document = self.picked(node, lambda d: d.kind is not Kind.CLONE and not d.phase and d.intent is None)
+        if document is None:
+            return
+        held = {hold.position for hold in document.holds}
+        free = [g for g in document.generations[:-1] if g.position not in held]
+        if not free:
+            return
+        gone = free[number % len(free)]
+
+        def retire(sites: Any) -> None:
+            found, _ = forest.document_of(self.tree(sites).member(document.name))
+            left = tuple(g for g in document.generations if g.position != gone.position)
+            found.update(lambda d: replace(d, generations=left))
+            image = found.pool.open(document.image_id, read_only=False)
+            image.remove_snapshot(snapshot_name(document.tree_id, gone.position))
+            image.close()
+
+        self.work(retire)
+
+    @rule(node=seeds, number=seeds, chance=st.integers(0, 3))
+    def rob(self, node: int, number: int, chance: int) -> None:
+        """Somebody removes a snapshot of ours by hand."""
+        document = self.picked(node, lambda d: d.kind is not Kind.CLONE and bool(d.image_id))
+        if document is None or chance:
+            return
+        site = document.ref.site
+        volume = self.volume(site, document.image_id)
+        ours = [s.entry for s in volume.snapshots if parse_snapshot_name(s.entry.name)]
+        if ours:
+            entry = ours[number % len(ours)]
+            image = memory.Sites(self.storages).cluster(site).pool("p").open(document.image_id, read_only=False)
+            image.remove_snapshot(entry.name)
+            image.close()
+            self.robbed.add((document.name, entry.name))
+
+    @rule(node=seeds, keep=st.booleans(), dies=st.none() | effects)
+    def leave(self, node: int, keep: bool, dies: int | None) -> None:
+        documents = self.documents()
+        above = {d.parent.name for _, d in documents.values() if d.parent}
+        document = self.picked(node, lambda d: d.kind is not Kind.ROOT and d.name not in above)
+        if document is None:
+            return
+        torn = document.kind is Kind.MIRROR and document.intent is not None
+        if keep and torn:
+            return
+
+        def part(sites: Any) -> Any:
+            tree = self.tree(sites)
+            return membership.leave(sites, tree, tree.member(document.name), keep=keep, expiry_seconds=0)
+
+        self.work(part, dies)
+        if document.name in self.documents():
+            assert dies, "it did not leave"
+            self.work(part)
+        self.left_nothing(document, torn)
+
+    def left_nothing(self, document: NodeDocument, torn: bool) -> None:
+        found, _ = marks.list_marks(memory.Sites(self.storages))
+        names = {d.name for _, d in self.documents().values()}
+        assert document.name not in names
+        for mark in found:
+            assert mark.node in names or (torn and mark.kind == "snapshot") or mark.node == "", mark
+            assert document.ref.node_id not in mark.detail + mark.where, mark
+
+    # -- what must hold after every rule
+
+    @invariant()
+    def snapshots_hold_what_the_root_held(self) -> None:
+        documents = self.documents()
+        if "root" in documents:
+            self.record(documents["root"][1])
+        for site, document in documents.values():
+            volume = self.volume(site, document.image_id)
+            if volume is None or document.kind is Kind.CLONE:
+                continue
+            for snapshot in volume.snapshots:
+                name = snapshot.entry.name
+                if parse_snapshot_name(name):
+                    assert self.content(site, volume, name) == self.recorded[name][1], f"{document.name}@{name}"
+
+    def record(self, root: NodeDocument) -> None:
+        """What the root holds now is what its new snapshots hold: no rule writes after it made one."""
+        volume = self.volume("a", root.image_id)
+        for snapshot in volume.snapshots if volume else ():
+            entry = snapshot.entry
+            if parse_snapshot_name(entry.name) and self.recorded.get(entry.name, (0, b""))[0] != entry.snapshot_id:
+                assert len(self.bytes) == entry.size_bytes
+                self.recorded[entry.name] = (entry.snapshot_id, bytes(self.bytes))
+
+    @invariant()
+    def recorded_and_held_generations_are_there(self) -> None:
+        for site, document in self.documents().values():
+            if document.kind is Kind.CLONE or document.phase:
+                continue
+            volume = self.volume(site, document.image_id)
+            there = {(s.entry.name, s.entry.snapshot_id) for s in volume.snapshots} if volume else set()
+            for generation in document.generations:
+                name = snapshot_name(document.tree_id, generation.position)
+                assert (name, generation.snapshot_id) in there or (document.name, name) in self.robbed, name
+            for hold in document.holds:
+                assert document.generation(hold.position), (
+                    f"{document.name} lost {hold.position}, held by {hold.reason}"
+                )
+
+    @invariant()
+    def a_clone_shows_one_generation(self) -> None:
+        whole = [content for _, content in self.recorded.values()]
+        for site, document in self.documents().values():
+            volume = self.storages[site].places[PLACE].images.get(document.ref.image)
+            if document.kind is Kind.CLONE and volume:
+                assert self.content(site, volume) in whole, document.name
+
+    @invariant()
+    def holds_belong_to_edges(self) -> None:
+        documents = self.documents()
+        edges = {d.edge for _, d in documents.values() if d.edge}
+        for _, document in documents.values():
+            assert {hold.owner for hold in document.holds} <= edges, document.name
+
+    def teardown(self) -> None:
+        """Everybody leaves, the leaves first; nothing of ours stays."""
+        for _ in range(20):
+            documents = self.documents()
+            parents = {d.parent.name for _, d in documents.values() if d.parent}
+            leaf = next((d for _, d in documents.values() if d.name not in parents), None)
+            if leaf is None:
+                break
+            keep = leaf.kind is Kind.ROOT
+            self.work(lambda s, leaf=leaf, keep=keep: self._last_leave(s, leaf.name, keep))
+        found, _ = marks.list_marks(memory.Sites(self.storages))
+        # Half-written images went to the trash with the snapshots that make them worth something.
+        trashed = {n for s in self.storages.values() for n, _ in s.places[PLACE].trash.values()}
+        kept = {m for m in found if m.kind == "snapshot" and m.where.partition("/")[2].partition("@")[0] in trashed}
+        assert [m for m in found if m not in kept] == []
+
+    def _last_leave(self, sites: Any, name: str, keep: bool) -> Any:
+        tree = self.tree(sites)
+        return membership.leave(sites, tree, tree.member(name), keep=keep, expiry_seconds=0)
+
+
+def depth(document: NodeDocument, documents: dict[str, tuple[str, NodeDocument]]) -> int:
+    found = 0
+    while document.parent:
+        document = documents[document.parent.name][1]
+        found += 1
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads of one object, progress recorded after each: a volume of 128 KiB is copied in many steps."""
+    monkeypatch.setattr(copying.chunks, "__defaults__", (UNIT, 4096))
+    monkeypatch.setattr(desk, "_RECORD_SECONDS", 0.0)
+
+
+def run(examples: int, length: int = 30, **more: Any) -> None:
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=length,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+    run_state_machine_as_test(Trees, settings=chosen)
+
+
+def test_trees() -> None:
+    run(int(__import__("os").environ.get("EX", "60")), 50)
