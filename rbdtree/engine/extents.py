@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from rbdtree.engine import delta
 from rbdtree.engine.copy import chunks
 from rbdtree.engine.zeroes import differing
+from rbdtree.model.document import Push
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.ports import Image
+from rbdtree.ports import Image, Pool
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
@@ -48,9 +49,16 @@ def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Itera
                 yield found
 
 
-def of_push(newer: Image, older: Image, since: str, snapshot: str) -> Iterator[list[Pair]]:
-    """Extents of a push whose image is open at its two snapshots."""
-    yield from compared(newer, older, delta.changes(newer, since, snapshot))
+def of_push(pool: Pool, push: Push, newer: Image) -> Iterator[list[Pair]]:
+    """Extents of a push that lies in this pool; ``newer`` is its image, open at its later snapshot."""
+    if push.extents:
+        yield list(push.extents)
+        return
+    older = pool.open(push.image_id, push.since)
+    try:
+        yield from compared(newer, older, delta.changes(newer, push.since, push.snapshot))
+    finally:
+        older.close()
 
 
 def collect(batches: Iterator[list[Pair]]) -> Extents:

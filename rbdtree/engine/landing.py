@@ -13,12 +13,10 @@ from rbdtree.ports import Image, Reporter
 def read_extents(node: Node, push: Push) -> Extents:
     """The bytes that a push staged at this node changes."""
     newer = node.pool.open(push.image_id, push.snapshot)
-    older = node.pool.open(push.image_id, push.since)
     try:
-        return extents.collect(extents.of_push(newer, older, push.since, push.snapshot))
+        return extents.collect(extents.of_push(node.pool, push, newer))
     finally:
         newer.close()
-        older.close()
 
 
 def apply(

@@ -255,16 +255,16 @@ class MirrorEdge:
             return None
         pool = self.child.pool
         try:
-            newer, older = pool.open(push.image_id, push.snapshot), pool.open(push.image_id, push.since)
+            newer = pool.open(push.image_id, push.snapshot)
         except errors.NotFound:
             return None
-        self._local += [newer, older]
+        self._local.append(newer)
         if newer.size() > head.size():
             return None
         return CopyRequest(
             key=(self.child.node_id, f"push {push.push_id}"),
             source=newer,
-            planned=lambda _: extents.of_push(newer, older, push.since, push.snapshot),
+            planned=lambda _: extents.of_push(pool, push, newer),
             target=Target(self.name, head, Extents.of([(0, head.size())])),
             local=True,
         )

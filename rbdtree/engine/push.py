@@ -19,6 +19,10 @@ from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
 from rbdtree.ports import Image, Reporter, Sites
 
 
+FEW = 1024
+"""Extents that a push's entry in a document may list; with more, snapshots tell which bytes they are."""
+
+
 @dataclass
 class PushOutcome:
     """What became of a node's pushes: published where, refused why, or how far they came."""
@@ -143,9 +147,8 @@ def _forward_one(
     sent = 0
     if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
         newer = node.pool.open(push.image_id, push.snapshot)
-        older = node.pool.open(push.image_id, push.since)
         try:
-            wanted = extents.collect(extents.of_push(newer, older, push.since, push.snapshot))
+            wanted = extents.collect(extents.of_push(node.pool, push, newer))
             evidence = publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
             if evidence:
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
@@ -155,7 +158,6 @@ def _forward_one(
             sent = _copy(sites, node, parent, above, push, newer, wanted, claim, reporter)
         finally:
             newer.close()
-            older.close()
     node.update(lambda d: d.with_push(replace(push, state=PushState.SENT)), claim.cookie)
     return sent
 
@@ -180,7 +182,8 @@ def _copy(
         if head.size() != source.size():
             head.resize(source.size())
         names = {s.name for s in head.snapshots()}
-        if since not in names:
+        few = wanted.pairs if len(wanted) <= FEW else ()
+        if since not in names and not few:
             head.create_snapshot(since)
         if push.snapshot not in names:
             target = Target(node.name, head, Extents.of([(0, head.size())]))
@@ -198,7 +201,9 @@ def _copy(
             head.create_snapshot(push.snapshot)
     finally:
         head.close()
-    staged = replace(push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, evidence=())
+    staged = replace(
+        push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, extents=few, evidence=()
+    )
     parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
     return wanted.total
 

@@ -120,7 +120,8 @@ class Push:
     """A branch's changes on their way up. (owner, number) is its id at every hop.
 
     Its bytes are what changed between two snapshots of ``image_id`` in this node's pool: the owner's branch, or further
-    up a clone they were copied into (``staging`` its name). ``force``: overwrite what others changed since ``base``;
+    up a clone they were copied into (``staging`` its name). ``extents``: which bytes, when they are few; otherwise the
+    two snapshots tell. ``force``: overwrite what others changed since ``base``;
     ``shared``: it was applied while others had the root open.
     """
 
@@ -132,6 +133,7 @@ class Push:
     created: float
     image_id: str = ""
     staging: str = ""
+    extents: tuple[Pair, ...] = ()
     since: str = ""
     snapshot: str = ""
     force: bool = False
@@ -355,6 +357,7 @@ def _push(raw: dict[str, Any]) -> Push:
             "base": Position.parse(raw["base"]),
             "state": PushState(raw["state"]),
             "position": _position(raw["position"]),
+            "extents": _pairs(raw["extents"]),
             "evidence": evidence,
         }
     )
