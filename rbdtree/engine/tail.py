@@ -205,7 +205,7 @@ class Tail:
                     # A closed object nobody wrote to, or one that was trimmed: the header knows.
                     self._look()
                 continue
-            # It is not there: what comes next lies behind it, or this is the end of all that was written before the look.
+            # It is not there: what comes lies behind it, or this is the end of all that was written before the look.
             if look.header.next_tag_tid - 1 <= self._tag_tid:
                 return
             self._tag_tid, self._entry_tid = self._tag_tid + 1, 0
