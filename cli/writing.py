@@ -1,7 +1,10 @@
 """``branch``, ``push``, ``discard``, ``resolve``, ``lease``: what hosts write, and how it becomes the volume's."""
 
 import argparse
+import json
+import signal
 import sys
+import threading
 from typing import Any
 
 from rbdtree import errors
@@ -9,6 +12,7 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine import lease as leases
 from rbdtree.engine import push as pushing
 from rbdtree.engine import resolve
+from rbdtree.engine import uplink as uplinks
 from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.engine.sync import Outcome, Sync
@@ -18,7 +22,7 @@ from rbdtree.model.name import ImageSpec, NodeName, parse_size
 from rbdtree.model.position import Position
 
 from . import options, progress, render
-from .session import Session
+from .session import VERSION, Session
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,6 +45,16 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="also while others have the root's image open (cluster-aware applications)",
     )
     push.set_defaults(run=run_push)
+
+    uplink = commands.add_parser(
+        "uplink", help="publish a branch's journal continuously, until stopped", parents=[options.common()]
+    )
+    uplink.add_argument("node", metavar="TREE/NODE")
+    uplink.add_argument("--interval", default="1s", metavar="DURATION", help="between generations, cut at flushes (1s)")
+    uplink.add_argument("--max-unpushed", default="1G", metavar="SIZE", help="how much journal may wait (default 1G)")
+    uplink.add_argument("--once", action="store_true", help="publish what has been written so far, then end")
+    uplink.add_argument("--shared", action="store_true", help="as for push")
+    uplink.set_defaults(run=run_uplink)
 
     discard = commands.add_parser("discard", help="throw a branch away, into the RBD trash", parents=parents)
     discard.add_argument("node", metavar="TREE/NODE")
@@ -207,6 +221,65 @@ def _report_push(session: Session, outcome: pushing.PushOutcome) -> None:
         else f"{outcome.node}: nothing to push"
     )
     session.put(value, text)
+
+
+def run_uplink(session: Session) -> int:
+    given = session.options
+    _, _, node = _node(session)
+    interval, limit = _seconds(given.interval), parse_size(given.max_unpushed)
+    run = uplinks.Uplink(
+        session.sites,
+        node,
+        progress.Notes(),
+        interval=interval,
+        max_unpushed=limit,
+        shared=given.shared,
+        show=lambda window: _show_window(session, window),
+    )
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run.run(once=given.once)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="uplink", daemon=True)
+    signal.signal(signal.SIGTERM, lambda *_: run.stop.set())
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(0.2)
+        except KeyboardInterrupt:
+            if run.stop.is_set():
+                raise
+            run.stop.set()
+            print("rbdtree: stopping: what was read is published (again Ctrl-C: at once)", file=sys.stderr)
+    if failed:
+        raise failed[0]
+    return 0
+
+
+def _show_window(session: Session, window: uplinks.Window) -> None:
+    """The loss window: a JSON line each, or a line on stderr that renews itself on a terminal."""
+    published = str(window.published) if window.published else None
+    if session.json:
+        value = {
+            "version": VERSION,
+            "unpublished_records": window.records,
+            "unpublished_bytes": window.bytes,
+            "unpublished_seconds": round(window.seconds, 3),
+            "generation": published,
+            "shut": window.shut,
+        }
+        print(json.dumps(value), flush=True)
+    elif not session.options.no_progress:
+        ends = "\r" if sys.stderr.isatty() else "\n"
+        text = (
+            f"generation {published or '-'}, unpublished: {window.records} records, {render.size(window.bytes)}, "
+            f"{window.seconds:.1f} s" + (f"; {window.shut}" if window.shut else "")
+        )
+        print(f"{text:<78}", end=ends, file=sys.stderr, flush=True)
 
 
 def _agreed(session: Session, question: str) -> bool:

@@ -3,8 +3,8 @@
     write write flush write flush write | resize | write write flush write
     |------- batch -------------|- batch|-batch--|---- batch ----|  pending
 
-A batch of changes ends at a flush, once it is old or large enough; without any flush for too long, at a record, which it
-says. Anything that is no plain change of bytes (a snapshot, a resize, a compare-and-write) is a batch of its own.
+A batch of changes ends at a flush, once it is old or large enough; without any flush for too long, at a record, which
+it says. Anything that is no plain change of bytes (a snapshot, a resize, a compare-and-write) is a batch of its own.
 """
 
 import time
@@ -83,8 +83,8 @@ class _Pending(NamedTuple):
 class Batcher:
     """Collects entries in order. ``committed``: the positions the tail began with.
 
-    A batch is due ``seconds`` after its first record, and is cut at the last flush by then; ``patience`` is how long one
-    waits for a flush. Never more than ``limit`` bytes are pending (but a single record, however large, is).
+    A batch is due ``seconds`` after its first record, and is cut at the last flush by then; ``patience`` is how long
+    one waits for a flush. Never more than ``limit`` bytes are pending (but a single record, however large, is).
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Batcher:
         self._before = NOTHING
         self._quiet: set[int] = set()
         self._tag_tid = -1
+        self._newest = 0.0
 
     @property
     def pending(self) -> int:
@@ -124,8 +125,11 @@ class Batcher:
         elif isinstance(record, Flush):
             self._append(_Pending(entry.place, None, entry, self._clock()), 0)
             self._flushed = len(self._pending)
+            if self._cost > self._limit:
+                yield self._take(self._flushed, End.FLUSH)
             yield from self.due()
         elif self._harmless(entry):
+            yield from self._room(0)
             self._append(_Pending(entry.place, None, entry, self._clock()), 0)
         else:
             yield from self.cut(End.EVENT)
@@ -150,10 +154,13 @@ class Batcher:
         portions = list(_portions(change))
         for number, portion in enumerate(portions, 1):
             size = _size(portion)
-            while self._pending and self._cost + size + _OVERHEAD > self._limit:
-                yield self._take(self._flushed or len(self._pending), End.FLUSH if self._flushed else End.LIMIT)
+            yield from self._room(size)
             whole = entry if number == len(portions) else None
             self._append(_Pending(entry.place, portion, whole, self._clock()), size)
+
+    def _room(self, size: int) -> Iterator[Batch]:
+        while self._pending and self._cost + size + _OVERHEAD > self._limit:
+            yield self._take(self._flushed or len(self._pending), End.FLUSH if self._flushed else End.LIMIT)
 
     def _append(self, pending: _Pending, size: int) -> None:
         self._pending.append(pending)
@@ -167,8 +174,8 @@ class Batcher:
             yield self._take(len(self._pending), End.TIME)
 
     def cut(self, end: End = End.CUT) -> Iterator[Batch]:
-        """All that is pending, now; at the last flush first."""
-        if self._flushed:
+        """All that is pending, now; before an event in one batch, otherwise at the last flush first."""
+        if self._flushed and end is not End.EVENT:
             yield self._take(self._flushed, End.FLUSH)
         if self._pending:
             yield self._take(len(self._pending), end)
@@ -182,19 +189,22 @@ class Batcher:
         entries = [pending.entry for pending in taken if pending.entry is not None]
         for entry in entries:
             self._advance(entry.place)
-        newest = max((entry.time for entry in entries), default=0.0)
+        records = len(entries)
+        self._newest = max((entry.time for entry in entries), default=self._newest)
         first, last = taken[0].place, taken[-1].place
         overlapped = overlaps(changes)
-        # From here on the pieces alone hold data.
+        # From here on the pieces alone hold data: pieces() empties its list as it goes.
         taken.clear()
+        entries.clear()
         made = tuple(pieces(changes))
         extents = Extents.of((piece.offset, piece.length) for piece in made)
         overlapped = overlapped.union(extents.intersect(self._before))
         self._before = extents
-        return Batch(made, overlapped, None, end, first, last, self._committed(), len(entries), data_bytes, newest)
+        return Batch(made, overlapped, None, end, first, last, self._committed(), records, data_bytes, self._newest)
 
     def _event(self, entry: Entry, event: Event) -> Batch:
         self._advance(entry.place)
+        self._newest = max(self._newest, entry.time)
         place = entry.place
         return Batch((), NOTHING, event, End.EVENT, place, place, self._committed(), 1, 0, entry.time)
 
@@ -217,7 +227,7 @@ def _portions(change: Change) -> Iterator[Change]:
     """A pattern over a terabyte is many pieces, or zeroes; everything else stays one."""
     if not isinstance(change, WriteSame):
         yield change
-    elif not any(change.pattern):
+    elif not change.length or not any(change.pattern):
         yield Zero(change.offset, change.length)
     else:
         step = max(1, _FILL // len(change.pattern)) * len(change.pattern)

@@ -4,6 +4,7 @@ The branch of a clone node is its image; root and mirror nodes get one called IM
 anything is written: then librbd knows exactly what a write changed, also where it copied a whole object up.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
@@ -46,6 +47,25 @@ def own_pushes(document: NodeDocument) -> tuple[Push, ...]:
     return tuple(p for p in document.pushes if p.owner == document.ref.node_id and p.state in OPEN_STATES)
 
 
+def top(document: NodeDocument) -> int:
+    """Number of the newest push of this branch, 0 when nothing of it was pushed."""
+    branch = require(document)
+    return next(
+        (
+            p.number
+            for p in document.pushes
+            if (p.owner, p.image_id, p.snapshot) == (document.ref.node_id, branch.image_id, branch.since)
+        ),
+        0,
+    )
+
+
+def awaited(document: NodeDocument, newest: Position | None) -> bool:
+    """Whether something of the branch is published that ``newest`` does not hold yet."""
+    mine = [p for p in document.pushes if p.owner == document.ref.node_id and p.position]
+    return any(p.position and (newest is None or p.position > newest) for p in mine)
+
+
 def require(document: NodeDocument) -> Branch:
     """The branch; ``NotFound`` without one."""
     if document.branch is None or not document.branch.image_id:
@@ -58,7 +78,7 @@ def require(document: NodeDocument) -> Branch:
 def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) -> tuple[NodeDocument, Branch]:
     """The branch to write to, made when there is none. The same one until it is discarded or moves on."""
     with Claim(node, "branch", wait=True) as claim:
-        document = clear(node, ends.read_settled(node), claim, 0.0)
+        document = clear(sites, node, ends.read_settled(node), claim, 0.0)
         found = document.branch
         if found and found.image_id:
             if at is not None and at != found.base:
@@ -70,7 +90,9 @@ def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) ->
                 document = _switch(node, found, uplink, claim)
             _check_there(node, document, require(document))
             return document, require(document)
-        return make(sites, node, document, claim, uplink, at)
+        made = make(sites, node, document, claim, uplink, at)
+        pin(sites, node)
+        return made
 
 
 def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
@@ -120,6 +142,14 @@ def make(
     marks.mark_image(node.pool, image_id, document)
     branch = replace(branch, image_id=image_id)
     return node.update(lambda d: replace(d, branch=branch), claim.cookie), branch
+
+
+def remake(sites: Sites, node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
+    """Goes on where making a branch, or moving one on, died."""
+    branch = document.branch
+    if branch is None or branch.image_id:
+        return document
+    return make(sites, node, document, claim, branch.uplink, branch.base)[0]
 
 
 def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str:
@@ -191,8 +221,10 @@ def _resized(document: NodeDocument, branch: Branch, head: Image) -> errors.Erro
     )
 
 
-def clear(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
+def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
     """Images that were given up go to the trash; goes on where a discard died."""
+    if document.discarding and document.branch is None:
+        release_hold(sites, document)
     for image_id, name in document.discarding:
         if node.pool.image_id(name) == image_id:
             remove_snapshots(node.pool, image_id, document.tree_id)
@@ -240,15 +272,29 @@ def give_up(document: NodeDocument) -> NodeDocument:
 def discard(sites: Sites, node: Node, expiry_seconds: float) -> str:
     """Throws the branch away, into the trash; returns what became of it in a sentence."""
     with Claim(node, "discard", wait=True) as claim:
-        document = clear(node, node.read(), claim, expiry_seconds)
+        document = clear(sites, node, node.read(), claim, expiry_seconds)
         branch = document.branch
         if branch is None:
             return f"{document.full_name} has no branch"
         document = node.update(give_up, claim.cookie)
-        clear(node, document, claim, expiry_seconds)
         release_hold(sites, document)
+        clear(sites, node, document, claim, expiry_seconds)
+        pin(sites, node)
     where = f"its image {branch.image} is in the trash for {expiry_seconds:g} s"
     return f"the branch of {document.full_name} is gone; {where} ('rbd trash restore {branch.image_id}')"
+
+
+def pin(sites: Sites, node: Node) -> None:
+    """Holds, or lets go of, the bases of branches at every replica above, until nothing is left to change or somebody
+    cannot be reached: then the next syncs carry it on."""
+    document = node.read()
+    with suppress(errors.Unreachable, errors.NotFound, errors.Denied):
+        while document.parent is not None:
+            above = ends.source_node(sites, document)
+            before = above.read()
+            document = above.update(ends.pin(document))
+            if document.holds == before.holds:
+                return
 
 
 def release_hold(sites: Sites, document: NodeDocument) -> None:
@@ -262,13 +308,19 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
     document = node.read()
     branch = document.branch
     newest = document.newest_position
+    if document.kind is not Kind.CLONE:
+        document = remake(sites, node, document, claim)
+        branch = document.branch
     if branch is None or not branch.image_id or newest is None or branch.base >= newest:
         return ""
     if document.kind is Kind.CLONE:
         return ""
-    report = look(node, document)
-    if not report.clean:
-        return f"its branch stays over {branch.base}: it holds writes that are not published"
+    try:
+        report = look(node, document)
+    except errors.Unsupported as error:
+        return f"its branch stays over {branch.base}: {error}"
+    if not report.clean or awaited(document, newest):
+        return f"its branch stays over {branch.base}: it holds writes that are not published, or not here yet"
     if report.used_by:
         return f"its branch stays over {branch.base}: it is in use by {', '.join(report.used_by)}"
 
@@ -279,6 +331,6 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
 
     document = node.update(change, claim.cookie)
     # Everything on it is published: nothing to keep.
-    document = clear(node, document, claim, 0.0)
+    document = clear(sites, node, document, claim, 0.0)
     make(sites, node, document, claim, branch.uplink, newest)
     return f"its branch moved on to {newest}"

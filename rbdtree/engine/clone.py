@@ -112,10 +112,12 @@ class CloneEdge:
 
     def _branch_stays(self, newest: Position | None, used_by: tuple[str, ...]) -> str:
         """Why the branch, which is the node's image, cannot be swapped for a newer clone; empty when it can."""
-        report = branches.look(self.child, self.document)
-        mine = [p for p in self.document.pushes if p.owner == self.document.ref.node_id and p.position]
-        late = [p for p in mine if p.position and (newest is None or p.position > newest)]
-        if not report.clean or late:
+        base = self.document.branch and self.document.branch.base
+        try:
+            report = branches.look(self.child, self.document)
+        except errors.Unsupported as error:
+            return f"stays over {base}: {error}"
+        if not report.clean or branches.awaited(self.document, newest):
             return f"stays over {report.base}: it holds writes that are not published, or not here yet"
         return f"stays over {report.base}: it is in use by {', '.join(used_by)}" if used_by else ""
 

@@ -15,6 +15,8 @@ from rbdtree.model.record import Change, Discard, Write, Zero
 JOIN = 4 << 20
 """Neighbouring data becomes one piece up to the next multiple of this: one object of the default size."""
 
+_DONE = Zero(0, 0)
+
 
 class Piece(NamedTuple):
     """Bytes to be written at an offset; zeroes without ``data``."""
@@ -30,7 +32,7 @@ def span(change: Change) -> tuple[int, int]:
 
 
 def _parts(changes: list[Change]) -> Iterator[Piece]:
-    """Disjoint, ascending, each of one record: at every byte the newest of those that cover it."""
+    """Disjoint, ascending, each of one record: the newest at every byte. Lets go of what is done."""
     starts = sorted((*span(change), number) for number, change in enumerate(changes))
     # (-number, end) of the records that begin at or before ``at``; the newest first.
     alive: list[tuple[int, int]] = []
@@ -40,6 +42,7 @@ def _parts(changes: list[Change]) -> Iterator[Piece]:
             newest, end = alive[0]
             if end <= at:
                 heapq.heappop(alive)
+                changes[-newest] = _DONE
                 continue
             stop = end if offset is None else min(end, offset)
             yield _cut(changes[-newest], at, stop)
@@ -65,7 +68,7 @@ def _cut(change: Change, start: int, stop: int) -> Piece:
 
 
 def pieces(changes: list[Change]) -> list[Piece]:
-    """The outcome of all changes, in their order; neighbours joined. O(n log n)."""
+    """The outcome of all changes, in their order; neighbours joined. O(n log n). Empties the list as it goes."""
     joined: list[Piece] = []
     run: list[Piece] = []
 
@@ -92,6 +95,7 @@ def pieces(changes: list[Change]) -> list[Piece]:
                 close()
         run.append(part)
     close()
+    changes.clear()
     return joined
 
 

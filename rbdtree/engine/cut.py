@@ -49,18 +49,25 @@ class Root:
         )
         return self._complete(intent, known)
 
-    def _complete(self, intent: Intent, known: Extents | None = None) -> Generation:
+    def _complete(self, intent: Intent, known: Extents | None = None, *, resumed: bool = False) -> Generation:
         name = snapshot_name(self.document.tree_id, intent.target)
         snapshot = next((s for s in self.image.snapshots() if s.name == name), None)
         push = self.document.push(intent.push) if intent.push else None
         if snapshot is None:
             if push:
-                landing.apply(self.node, push, self.image, self.reporter, self.claim.check, known)
+                wanted = known if known is not None else landing.read_extents(self.node, push)
+                if resumed:
+                    # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
+                    wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
+                landing.apply(self.node, push, self.image, self.reporter, self.claim.check, wanted)
             self.claim.check()
             snapshot = self.image.create_snapshot(name)
-        return self._settle(intent, snapshot, push)
+        exact = push is not None
+        if push and (resumed or push.shared or self.image.watchers()):
+            exact = landing.is_exact(self.node, self.document, intent, push)
+        return self._settle(intent, snapshot, push, exact)
 
-    def _settle(self, intent: Intent, snapshot: Snapshot, push: Push | None) -> Generation:
+    def _settle(self, intent: Intent, snapshot: Snapshot, push: Push | None, exact: bool) -> Generation:
         generation = Generation(
             position=intent.target,
             snapshot_id=snapshot.snapshot_id,
@@ -69,7 +76,7 @@ class Root:
             delta_bytes=measure(self.node, self.document, intent),
             author=push.owner_name if push else "",
             push=push.push_id if push else "",
-            exact=bool(push and not push.shared),
+            exact=exact,
         )
 
         def change(d: NodeDocument) -> NodeDocument:
@@ -94,7 +101,7 @@ class Root:
             return
         name = snapshot_name(self.document.tree_id, intent.target)
         if intent.push or any(s.name == name for s in self.image.snapshots()):
-            self._complete(intent)
+            self._complete(intent, resumed=True)
         else:
             self.document = self.node.update(lambda d: replace(d, intent=None), self.claim.cookie)
 

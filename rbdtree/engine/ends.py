@@ -95,6 +95,30 @@ def hold(child: NodeDocument, position: Position) -> Change:
     return change
 
 
+def pin(child: NodeDocument) -> Change:
+    """Upstream: exactly the generations that branches at or below the child stand on are held for them."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        needed = needed_by(child)
+        for held in document.holds:
+            if held.owner == child.edge and held.branch and held.position not in needed:
+                document = document.without_holds(child.edge, held.position)
+                if held.position == child.position:
+                    document = document.with_hold(replace(held, branch=False, reason=f"base of {child.full_name}"))
+        for position in sorted(needed):
+            if document.generation(position) and position not in pinned_by(document, child.edge):
+                reason = f"branch at or below {child.full_name}"
+                document = document.with_hold(Hold(child.edge, position, reason, True))
+        return document
+
+    return change
+
+
+def pinned_by(document: NodeDocument, edge: str) -> frozenset[Position]:
+    """Generations of this (upstream) node that the edge holds for branches."""
+    return frozenset(hold.position for hold in document.holds if hold.owner == edge and hold.branch)
+
+
 def release(child: NodeDocument, position: Position) -> Change:
     """Upstream: the child needs this generation no more; its summary is brought along."""
 

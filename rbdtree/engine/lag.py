@@ -1,8 +1,8 @@
 """How much of a journal a client has not committed, without reading it: the header, and a few pages of its objects.
 
 The newest entry is found at the ends of the active objects. Predecessors in the tags say how many entries each tag had.
-Where the commit position lies in its object is found by bisection: from any page, entries are recognised by preamble and
-checksum.
+Where the commit position lies in its object is found by bisection: from any page on, entries are recognised by preamble
+and checksum.
 """
 
 import struct
@@ -19,7 +19,8 @@ from rbdtree.ports import Journal
 _PAGE = 128 << 10
 _SEAL = struct.pack("<Q", PREAMBLE)
 _PATIENCE = 60.0
-_RETRIES = 3
+_ASKED = 64
+"""Objects whose size is asked, at either end; those between are full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Lag:
     """What would be lost with the image: records and bytes of the journal behind the commit position.
 
     ``since`` and ``newest`` are the times of the oldest and newest of these records by the writer's clock, None without
-    one. Records that come while it is measured may count. ``exact`` is False where an entry could not be found in a
-    page; then the bytes are an upper bound.
+    one. Records that come while it is measured may count. Bytes are an upper bound where there is a
+    lot (objects between the first and the last count as full), or where ``exact`` is False: no entry was recognised.
     """
 
     records: int = 0
@@ -63,8 +64,13 @@ def _sizes(journal: Journal, header: Header, positions: tuple[Commit, ...]) -> d
         slot = position.object_number % width
         first[slot] = max(first[slot], position.object_number)
     numbers = [n for slot in range(width) for n in range(first[slot], (header.active_set + 1) * width, width)]
-    found = ((number, journal.object_size(number)) for number in numbers)
-    return {number: size for number, size in found if size}
+    numbers.sort()
+    full = numbers[_ASKED:-_ASKED]
+    found = (
+        (number, journal.object_size(number))
+        for number in numbers[:_ASKED] + numbers[max(_ASKED, len(numbers) - _ASKED) :]
+    )
+    return {**{number: size for number, size in found if size}, **dict.fromkeys(full, journal.object_bytes)}
 
 
 def _newest(journal: Journal, header: Header, sizes: dict[int, int]) -> Raw | None:

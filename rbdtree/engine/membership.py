@@ -337,7 +337,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
                 f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
                 f"{document.full_name}' first.",
             )
-        document = _without_branch(node, document, claim, expiry_seconds)
+        document = _without_branch(sites, node, document, claim, expiry_seconds)
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
             forget_upstream(sites, document.parent, document.replica, document.edge, node.node_id)
@@ -345,17 +345,27 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
     return said
 
 
-def _without_branch(node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
-    """Refuses while there are writes that nobody else has; else the branch and whatever was staged here goes."""
-    if document.branch and document.branch.image_id and document.kind is not Kind.CLONE:
-        report = branches.look(node, document)
-        if not report.clean:
+def _without_branch(
+    sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float
+) -> NodeDocument:
+    """Refuses while there are writes that nobody else has; else the branch and whatever was staged here goes.
+
+    A clone that stays as an ordinary image keeps its writes."""
+    clone = document.kind is Kind.CLONE
+    if document.branch and document.branch.image_id and not (clone and ends.find_gone(node, document)):
+        stays = clone and document.phase == DETACHING
+        report = None if stays else branches.look(node, document)
+        if report and not report.clean:
             node.update(lambda d: replace(d, phase=""), claim.cookie)
             raise errors.NotEmpty(
                 f"{document.full_name} has writes on its branch {report.image} that were not published",
                 f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
             )
-        document = branches.clear(node, node.update(branches.give_up, claim.cookie), claim, expiry_seconds)
+        if clone:
+            branches.remove_snapshots(node.pool, document.image_id, document.tree_id)
+        else:
+            given_up = node.update(branches.give_up, claim.cookie)
+            document = branches.clear(sites, node, given_up, claim, expiry_seconds)
     for push in document.pushes:
         if push.staging and push.image_id:
             tidy.drop_image(node, push.image_id, push.staging)

@@ -6,13 +6,14 @@ its writer saw. Nothing is ever merged inside a sector.
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 from rbdtree import errors
-from rbdtree.engine import cut, delta, extents, landing, tidy
+from rbdtree.engine import cut, delta, ends, extents, landing, tidy
 from rbdtree.engine.cut import Root
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Evidence, Lease, Push, PushState
-from rbdtree.model.extent import Extents
+from rbdtree.model.document import Evidence, Lease, NodeDocument, Push, PushState
+from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, snapshot_name
 from rbdtree.ports import Image, Reporter
 
@@ -25,16 +26,18 @@ def land(node: Node, reporter: Reporter, *, shared: bool = False) -> list[Push]:
     with cut.opened(node, "publish", reporter) as root:
         waiting = [p for p in root.document.pushes if p.state is PushState.STAGED]
         for push in waiting:
-            if root.document.has_landed(push.owner, push.number):
-                continue
             verdicts.append(_land_one(root, push, shared))
         tidy.tidy(node, root.claim)
     return verdicts
 
 
 def _land_one(root: Root, push: Push, shared: bool) -> Push:
-    wanted = landing.read_extents(root.node, push)
-    evidence = leased(root.document.leases, push, wanted, time.time())
+    try:
+        wanted = landing.read_extents(root.node, push)
+    except errors.NotFound:
+        # Taken away by hand. Whoever comes behind it must not suffer.
+        return _refuse(root, push, (Evidence("lost", push.owner_name, None, 0, ()),))
+    evidence = _overtaken(root.document, push, wanted) or leased(root.document.leases, push, wanted, time.time())
     if not evidence:
         users = root.image.watchers()
         if users and not shared:
@@ -47,14 +50,26 @@ def _land_one(root: Root, push: Push, shared: bool) -> Push:
             root.cut()
         evidence = () if push.force else _met(root, push, wanted)
     if evidence:
-        refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
-        root.document = root.node.update(lambda d: d.with_push(refused), root.claim.cookie)
-        return refused
+        return _refuse(root, push, evidence)
     root.reporter.step(root.node.name, f"publish {push.owner_name}'s push {push.number}")
     if wanted and wanted.pairs[-1][0] + wanted.pairs[-1][1] > root.image.size():
         wanted = wanted.clip(0, root.image.size())
     generation = root.cut(replace(push, shared=shared), wanted)
     return replace(push, state=PushState.PUBLISHED, position=generation.position)
+
+
+def _refuse(root: Root, push: Push, evidence: tuple[Evidence, ...]) -> Push:
+    refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
+    root.document = root.node.update(lambda d: d.with_push(refused), root.claim.cookie)
+    return refused
+
+
+def _overtaken(document: NodeDocument, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
+    """A push stands on those its owner made before: without them its bytes were never together anywhere."""
+    landed = document.has_landed(push.owner, push.number)
+    if landed or (push.after and not document.has_landed(push.owner, push.after)):
+        return (Evidence("earlier", push.owner_name, None, wanted.total, wanted.pairs[:_SHOWN]),)
+    return ()
 
 
 def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -> tuple[Evidence, ...]:
@@ -72,31 +87,34 @@ def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -
 def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
     """Bytes that the push changes and that others changed since its base, and that are not equal by chance."""
     document, node = root.document, root.node
-    line = [g for g in document.generations if g.position > push.base]
-    base = document.generation(push.base)
-    if base is None:
+    there = ends.present(document, root.image)
+    if all(g.position != push.base for g in there):
         return (Evidence("base gone", "", push.base, wanted.total, wanted.pairs[:_SHOWN]),)
     found: list[Evidence] = []
+    # What one of the owner's own pushes put there was judged then: whoever changed it before is no news.
+    settled = NOTHING
     size = root.image.size()
-    beyond = wanted.clip(size, max(size, *(offset + length for offset, length in wanted), 0) if wanted else size)
-    if beyond:
-        found.append(Evidence("volume shrank", "", document.newest_position, beyond.total, beyond.pairs[:_SHOWN]))
+    line = [g for g in there if g.position >= push.base]
     mine = node.pool.open(push.image_id, push.snapshot)
-    newest = node.pool.open(document.image_id, snapshot_name(document.tree_id, document.position))
+    newest = node.pool.open(document.image_id, snapshot_name(document.tree_id, line[-1].position))
     try:
-        before = base
-        for generation in line:
-            if not generation.push.startswith(f"{push.owner}:"):
-                changed = _changed(node, document.image_id, document.tree_id, before, generation, wanted)
-                clash = extents.collect(extents.compared(mine, newest, iter([list(changed.clip(0, size))])))
-                if clash:
-                    author = generation.author or document.name
-                    found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:_SHOWN]))
-            before = generation
+        for before, generation in reversed(list(pairwise(line))):
+            changed = _changed(node, document.image_id, document.tree_id, before, generation, wanted)
+            if generation.exact and generation.push.startswith(f"{push.owner}:"):
+                settled = settled.union(changed)
+                continue
+            changed = changed.subtract(settled).clip(0, size)
+            clash = extents.collect(extents.compared(mine, newest, iter([list(changed)])))
+            if clash:
+                author = generation.author or document.name
+                found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:_SHOWN]))
     finally:
         mine.close()
         newest.close()
-    return tuple(found)
+    beyond = wanted.subtract(wanted.clip(0, size))
+    if beyond:
+        found.append(Evidence("volume shrank", "", document.newest_position, beyond.total, beyond.pairs[:_SHOWN]))
+    return tuple(reversed(found))
 
 
 def _changed(
@@ -108,7 +126,9 @@ def _changed(
     try:
         size = min(newer.size(), older.size())
         rough = _within(newer, since, until, wanted).clip(0, size)
-        return extents.collect(extents.compared(newer, older, iter([list(rough)])))
+        changed = extents.collect(extents.compared(newer, older, iter([list(rough)])))
+        # What a shrink cut off is zero when the volume grows again.
+        return changed.union(wanted.clip(newer.size(), max(newer.size(), older.size())))
     finally:
         newer.close()
         older.close()

@@ -18,7 +18,6 @@ from rbdtree.model.extent import Extents
 from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
 from rbdtree.ports import Image, Reporter, Sites
 
-
 FEW = 1024
 """Extents that a push's entry in a document may list; with more, snapshots tell which bytes they are."""
 
@@ -35,10 +34,15 @@ class PushOutcome:
     stopped: errors.Error | None = None
 
 
-def stage(node: Node) -> int:
-    """Takes what the branch holds as a push of its own; how many pushes of this node are under way then."""
+def stage(sites: Sites, node: Node) -> int:
+    """Takes what the branch holds as a push of its own; how many pushes of this node are under way then.
+
+    Nothing at a node that has no branch: it may still have to pass on what its children sent."""
     with Claim(node, "push", wait=True) as claim:
-        document = branches.clear(node, node.read(), claim, 0.0)
+        document = branches.clear(sites, node, node.read(), claim, 0.0)
+        if document.branch is None and any(p.owner != document.ref.node_id for p in document.pushes):
+            return 0
+        document = branches.remake(sites, node, document, claim)
         document = _taken(node, document, claim)
         report = branches.look(node, document)
         refused = next((p for p in report.pushes if p.state is PushState.CONFLICT), None)
@@ -68,6 +72,10 @@ def _describe(evidence: Evidence) -> str:
             return f"{where} are leased by {evidence.author}"
         case "base gone":
             return f"its base generation {evidence.position} is gone at the root"
+        case "earlier":
+            return "a push that it was written on top of was refused"
+        case "lost":
+            return "its staged copy upstream is gone"
         case "volume shrank":
             return f"{where} are beyond the end of the volume since generation {evidence.position}"
         case _:
@@ -95,6 +103,7 @@ def _take(node: Node, document: NodeDocument, claim: Claim) -> None:
         image_id=branch.image_id,
         since=branch.since,
         snapshot=push_snapshot_name(document.tree_id, number),
+        after=branches.top(document),
     )
     node.update(lambda d: replace(d.with_push(push), push_number=number), claim.cookie)
     _seal(node, push, claim)
@@ -109,7 +118,8 @@ def _seal(node: Node, push: Push, claim: Claim) -> NodeDocument:
         image.close()
 
     def change(d: NodeDocument) -> NodeDocument:
-        moved = replace(d.branch, since=push.snapshot) if d.branch else None
+        skip = push.snapshot if d.branch and d.branch.uplink == branches.JOURNAL else ""
+        moved = replace(d.branch, since=push.snapshot, skip_to=skip) if d.branch else None
         return replace(d.with_push(replace(push, state=PushState.STAGED)), branch=moved)
 
     return node.update(change, claim.cookie)
@@ -176,7 +186,7 @@ def _copy(
     """Into a clone at the parent, sealed by a snapshot, entered in the parent's document last."""
     name = f"{above.ref.image}.push-{push.owner[:8]}-{push.number}"
     since = push_snapshot_name(above.tree_id, 0)
-    image_id = _staging(sites, parent, above, push, name)
+    image_id = staging(sites, parent, above, push, name)
     head = parent.pool.open(image_id, read_only=False)
     try:
         if head.size() != source.size():
@@ -184,6 +194,7 @@ def _copy(
         names = {s.name for s in head.snapshots()}
         few = wanted.pairs if len(wanted) <= FEW else ()
         if since not in names and not few:
+            _tell_apart(node, push, source, head, wanted)
             head.create_snapshot(since)
         if push.snapshot not in names:
             target = Target(node.name, head, Extents.of([(0, head.size())]))
@@ -208,7 +219,29 @@ def _copy(
     return wanted.total
 
 
-def _staging(sites: Sites, parent: Node, above: NodeDocument, push: Push, name: str) -> str:
+def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Extents) -> None:
+    """What the push changes must differ between the two snapshots upstream too.
+
+    It would not where the generation below the staged clone has the pushed bytes already: a write taken back by the
+    next push of the same branch."""
+    size = min(head.size(), source.size())
+    known = extents.collect(extents.compared(source, head, iter([list(wanted.clip(0, size))])))
+    same = wanted.subtract(known)
+    if not same:
+        return
+    older = node.pool.open(push.image_id, push.since)
+    try:
+        target = Target(node.name, head, Extents.of([(0, head.size())]))
+        Copy(older, [target], [list(same)]).run()
+        if target.failed:
+            raise target.failed
+        head.flush()
+    finally:
+        older.close()
+
+
+def staging(sites: Sites, parent: Node, above: NodeDocument, push: Push, name: str) -> str:
+    """A clone at ``parent`` for a push to be copied into; the one of a run that died is used again."""
     found = parent.pool.image_id(name)
     if found is None:
         replica = parent if above.replica.node_id == parent.node_id else Node.at(sites, above.replica)
@@ -232,12 +265,26 @@ def hear(sites: Sites, node: Node) -> None:
 
     def change(d: NodeDocument) -> NodeDocument:
         for push in d.pushes:
-            told = above.push(push.push_id) if push.state is PushState.SENT else None
+            told = _told(above, push) if push.state is PushState.SENT else None
             if told and told.state in (PushState.PUBLISHED, PushState.CONFLICT):
                 d = d.with_push(replace(push, state=told.state, position=told.position, evidence=told.evidence))
         return d
 
     node.update(change)
+
+
+def _told(above: NodeDocument, push: Push) -> Push | None:
+    """What a parent knows of a push, if only by the generation it became."""
+    told = above.push(push.push_id)
+    if told:
+        return told
+    generation = next((g for g in above.generations if g.push == push.push_id), None)
+    if generation:
+        return replace(push, state=PushState.PUBLISHED, position=generation.position)
+    if above.has_landed(push.owner, push.number):
+        # A later one landed: this one was taken back by its owner.
+        return replace(push, state=PushState.CONFLICT, evidence=(Evidence("earlier", push.owner_name, None, 0, ()),))
+    return None
 
 
 def climb(sites: Sites, node: Node) -> tuple[list[Node], errors.Error | None]:
@@ -254,14 +301,21 @@ def climb(sites: Sites, node: Node) -> tuple[list[Node], errors.Error | None]:
 
 
 def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
-    """All the way up as far as this host reaches, and the verdict back to the node."""
+    """What the branch holds, staged and carried."""
+    staged = stage(sites, node)
+    outcome = carry(sites, node, reporter, shared=shared)
+    outcome.staged = staged
+    return outcome
+
+
+def carry(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
+    """What is staged at the node, all the way up as far as this host reaches, and the verdict back."""
     outcome = PushOutcome(node.read().full_name)
-    outcome.staged = stage(node)
     chain, outcome.stopped = climb(sites, node)
     top = chain[-1].read()
     leases = top.leases if top.kind is Kind.ROOT else None
     try:
-        for hop in chain if top.kind is not Kind.ROOT else chain[:-1]:
+        for hop in chain[:-1]:
             outcome.sent_bytes += forward(sites, hop, reporter, leases)
         if top.kind is Kind.ROOT:
             publish.land(chain[-1], reporter, shared=shared)

@@ -24,12 +24,19 @@ def take_ours(node: Node) -> str:
     """Pushes the refused bytes again, over what others changed. The next push carries it out."""
     with Claim(node, "resolve", wait=True) as claim:
         document = node.read()
-        ours = refused(document)
-        number = document.push_number
+        first = refused(document)[0]
+        # Those written on top of it are refused with it, wherever they are.
+        ours = [p for p in branches.own_pushes(document) if p.number >= first.number]
+        number, after = document.push_number, first.after
         renewed = []
         for push in ours:
             number += 1
-            renewed.append(replace(push, number=number, force=True, state=PushState.STAGED, evidence=()))
+            state = PushState.TAKING if push.state is PushState.TAKING else PushState.STAGED
+            # Neither a lease nor an earlier push says that others changed a byte: that is for the root to find out.
+            met = any(e.reason not in ("leased", "earlier", "lost") for e in push.evidence)
+            forced = push.force or met
+            renewed.append(replace(push, number=number, after=after, force=forced, state=state, evidence=()))
+            after = number
         old = {p.push_id for p in ours}
 
         def change(d: NodeDocument) -> NodeDocument:
@@ -62,16 +69,20 @@ def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
                 f"{spec} is not beside the branch {branches.spec(document, branch)}",
                 "An image is parked by renaming it: name one in the same pool and namespace.",
             )
-        if pool.image_id(spec.image) is not None:
+        taken = pool.image_id(spec.image)
+        if taken not in (None, branch.image_id):
             raise errors.Exists(f"image {spec} exists", "Choose another name.")
-        if pool.image_id(branch.image) == branch.image_id:
+        if taken is None:
             pool.rename(branch.image, spec.image)
+        # The document last: whoever dies here finds all of it again.
+        branches.remove_snapshots(pool, branch.image_id, document.tree_id)
+        marks.unmark_image(pool, branch.image_id)
 
         def change(d: NodeDocument) -> NodeDocument:
             return replace(branches.give_up(d), discarding=d.discarding)
 
-        node.update(change, claim.cookie)
-        marks.unmark_image(pool, branch.image_id)
         branches.release_hold(sites, document)
+        node.update(change, claim.cookie)
+        branches.pin(sites, node)
     kind = "its clone" if document.kind is Kind.CLONE else "the branch"
     return f"{kind} of {document.full_name} is {spec} now, an ordinary image with all its writes"

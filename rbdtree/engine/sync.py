@@ -168,12 +168,13 @@ class Sync:
         document = node.read()
         if not document.pushes and document.branch is None and not document.discarding:
             return
-        branches.clear(node, document, claim, self._expiry_seconds)
+        branches.clear(self._sites, node, document, claim, self._expiry_seconds)
         push.hear(self._sites, node)
         said = branches.move_on(self._sites, node, claim)
         if said:
             self._reporter.note(document.full_name, said)
         tidy.tidy(node, claim)
+        branches.pin(self._sites, node)
 
     def _claimed(self, node: Node) -> "Claim | nullcontext[None]":
         return nullcontext() if self._dry_run else Claim(node, "sync")

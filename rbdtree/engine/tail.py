@@ -194,11 +194,13 @@ class Tail:
             if raw is not None:
                 order = raw.place[:2]
                 if order <= (self._tag_tid, self._entry_tid):
+                    # An entry that cannot be decoded stays where it is, and stops every poll.
+                    entry = decode(raw) if order == (self._tag_tid, self._entry_tid) else None
                     slot.drop()
-                    if order == (self._tag_tid, self._entry_tid):
+                    if entry is not None:
                         self._entry_tid += 1
                         self._idle = 0
-                        yield decode(raw)
+                        yield entry
                     continue
             elif slot.at_end != look.number:
                 if not slot.fill(look):

@@ -25,9 +25,14 @@ def tidy(node: Node, claim: Claim) -> None:
     document = node.read()
     for push in document.pushes:
         if push.staging and push.image_id and served(document, push):
-            drop_image(node, push.image_id, push.staging)
-            document = node.update(_without_image(push), claim.cookie)
+            forget_image(node, push, claim)
     node.update(_forget, claim.cookie)
+
+
+def forget_image(node: Node, push: Push, claim: Claim) -> None:
+    """A staged push that served: its image goes, its entry stays."""
+    drop_image(node, push.image_id, push.staging)
+    node.update(_without_image(push), claim.cookie)
 
 
 def drop_image(node: Node, image_id: str, name: str) -> None:

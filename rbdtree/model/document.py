@@ -121,8 +121,9 @@ class Push:
 
     Its bytes are what changed between two snapshots of ``image_id`` in this node's pool: the owner's branch, or further
     up a clone they were copied into (``staging`` its name). ``extents``: which bytes, when they are few; otherwise the
-    two snapshots tell. ``force``: overwrite what others changed since ``base``;
-    ``shared``: it was applied while others had the root open.
+    two snapshots tell. ``force``: overwrite what others changed since ``base``; ``shared``: it was applied while others
+    had the root open. ``after``: number of the push that it was written on top of, 0 for the first of a branch; without
+    that one it is not published either.
     """
 
     owner: str
@@ -138,6 +139,7 @@ class Push:
     snapshot: str = ""
     force: bool = False
     shared: bool = False
+    after: int = 0
     position: Position | None = None
     evidence: tuple[Evidence, ...] = ()
 
@@ -150,7 +152,9 @@ class Push:
 class Branch:
     """A node's writable clone over a generation. ``image_id`` is empty while it is being made.
 
-    ``since`` is the snapshot after which nothing has been pushed yet.
+    ``since`` is the snapshot after which nothing has been pushed yet (a journal uplink renews it when it is idle).
+    Of a journal uplink: ``session`` is whoever runs it, ``taken`` the journal position (object, tag, entry; newest first)
+    up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are in that.
     """
 
     image: str
@@ -158,6 +162,9 @@ class Branch:
     base: Position
     uplink: str
     since: str
+    session: str = ""
+    taken: tuple[tuple[int, int, int], ...] = ()
+    skip_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +353,11 @@ def _pairs(raw: list[list[int]]) -> tuple[Pair, ...]:
     return tuple((offset, length) for offset, length in raw)
 
 
+def _branch(raw: dict[str, Any]) -> Branch:
+    taken = tuple((number, tag, entry) for number, tag, entry in raw["taken"])
+    return Branch(**{**raw, "base": Position.parse(raw["base"]), "taken": taken})
+
+
 def _push(raw: dict[str, Any]) -> Push:
     evidence = tuple(
         Evidence(**{**e, "position": _position(e["position"]), "extents": _pairs(e["extents"])})
@@ -382,7 +394,7 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         children=tuple(_child(c) for c in raw["children"]),
         intent=_intent(raw["intent"]) if raw["intent"] else None,
         phase=raw["phase"],
-        branch=Branch(**{**raw["branch"], "base": Position.parse(raw["branch"]["base"])}) if raw["branch"] else None,
+        branch=_branch(raw["branch"]) if raw["branch"] else None,
         push_number=raw["push_number"],
         pushes=tuple(_push(p) for p in raw["pushes"]),
         landed=tuple((owner, number) for owner, number in raw["landed"]),
