@@ -41,13 +41,9 @@ def tap(netns: str, device: str, mtu: int) -> int:
     """A new tap in the namespace, up, with room for many frames; this thread stays there."""
     enter(netns)
     handle = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(
-        handle, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
-    )
+    fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
     fcntl.ioctl(handle, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
-    subprocess.run(
-        ["ip", "link", "set", device, "txqueuelen", "20000", "mtu", str(mtu), "up"], check=True
-    )
+    subprocess.run(["ip", "link", "set", device, "txqueuelen", "20000", "mtu", str(mtu), "up"], check=True)
     return handle
 
 

@@ -58,12 +58,12 @@ class Shape:
 
 
 class Hand:
-    """A connection of the measuring script at one site; its traffic does not cross the link."""
+    """A connection of the measuring script to one site; from there, unless ``at`` says from where."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, at: Site | None = None) -> None:
         self.site = site
         self.rbd = rbd.RBD()
-        self.cluster, self.ioctx = site.call(self._connect)
+        self.cluster, self.ioctx = (at or site).call(self._connect)
 
     def _connect(self) -> "tuple[rados.Rados, rados.Ioctx]":
         cluster = rados.Rados(conffile=str(self.site.conf))

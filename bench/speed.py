@@ -62,7 +62,8 @@ class Mirror:
     def __enter__(self) -> "Mirror":
         a, b = self._sites.a, self._sites.b
         for site in (a, b):
-            site.run(["rbd", "-c", str(site.conf), "mirror", "pool", "enable", "--site-name", site.name, "rbd", "image"])
+            enable = ["mirror", "pool", "enable", "--site-name", site.name, "rbd", "image"]
+            site.run(["rbd", "-c", str(site.conf), *enable])
         peer = ["mirror", "pool", "peer", "bootstrap"]
         token = a.run(
             ["rbd", "-c", str(a.conf), *peer, "create", "--site-name", "a", "rbd"], stdout=subprocess.PIPE
@@ -73,7 +74,8 @@ class Mirror:
             ["rbd", "-c", str(b.conf), *peer, "import", "--site-name", "b", "--direction", "rx-only", "rbd", str(file)]
         )
         log = self._sites.directory / "rbd-mirror.log"
-        argv = ["rbd-mirror", "-c", str(b.conf), "-n", "client.admin", "-f", "--log-file", str(log)]
+        # By the environment: the daemon's second connection, to its own cluster, does not see -c.
+        argv = ["env", f"CEPH_CONF={b.conf}", "rbd-mirror", "-n", "client.admin", "-f", "--log-file", str(log)]
         self._daemon = subprocess.Popen(b.inside(argv), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return self
 
@@ -98,16 +100,16 @@ class Mirror:
         _until(lambda: name not in self._b.names(), f"{name} leaves site b")
 
     def sync(self, name: str) -> float:
-        """Seconds from a mirror snapshot that was just made until it is complete at b."""
+        """Seconds from asking for a mirror snapshot until it is complete at b."""
         with self._a.open(name, read_only=False) as image:
+            began = time.monotonic()
             image.mirror_image_create_snapshot()
-        return self._await(name, time.monotonic())
+        return self._await(name, began)
 
     def _await(self, name: str, began: float) -> float:
         with self._a.open(name) as image:
             wanted = max(s["id"] for s in image.list_snaps() if s.get("mirror"))
-        while name not in self._b.names():
-            time.sleep(0.005)
+        _until(lambda: name in self._b.names(), f"{name} comes to site b")
         while True:
             # A handle is told of new snapshots; now and then a fresh one, should it have missed one.
             with self._b.open(name) as image:
@@ -125,7 +127,7 @@ def _until(true: Callable[[], bool], what: str) -> None:
     while not true():
         if time.monotonic() > end:
             raise SystemExit(f"waited two minutes: {what}")
-        time.sleep(0.05)
+        time.sleep(0.005)
 
 
 class Field:
@@ -256,11 +258,16 @@ def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
         median = {c: statistics.median(v) for c, v in result["seconds"].items()}
         mine = median["rbdtree"]
         cells = [f"{median[c]:.2f}" for c in CONTENDERS]
-        ratios = [f"{median[c] / mine:.2f}×" for c in ("export-diff", "rbd-mirror")]
+        ratios = [f"{median[c] / mine:.2f}" for c in ("export-diff", "rbd-mirror")]
         wire = statistics.median(result["received_mib"]["rbdtree"])
         rows.append(
-            [result["link"], result["image"], result["workload"], *cells, *ratios, f"{mine / median['floor']:.2f}×"]
-            + [f"{wire:.0f}"]
+            [
+                *(result[key] for key in ("link", "image", "workload")),
+                *cells,
+                *ratios,
+                f"{mine / median['floor']:.2f}",
+                f"{wire:.0f}",
+            ]
         )
     return rows
 

@@ -33,5 +33,3 @@ def run(sites: Sites, at: Site, *words: str) -> None:
 def ask(sites: Sites, at: Site, *words: str) -> Any:
     found = at.run(argv(sites.config, "--format", "json", *words), stdout=subprocess.PIPE).stdout
     return json.loads(found)
-
-

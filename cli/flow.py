@@ -14,19 +14,20 @@ from rbdtree.model.document import Kind
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Generation, Position
 
-from . import options, progress, render
+from . import completion, options, progress, render
+from .completion import completes
 from .session import Session, described
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parents = [options.common(), options.changing()]
     cutting = commands.add_parser("cut", help="make the next generation at the root", parents=parents)
-    cutting.add_argument("tree", metavar="TREE")
+    completes(cutting.add_argument("tree", metavar="TREE"), completion.trees)
     cutting.set_defaults(run=run_cut)
     syncing = commands.add_parser(
         "sync", help="bring the tree, or the path to a node, to the newest generation", parents=parents
     )
-    syncing.add_argument("tree", metavar="TREE[/NODE]")
+    completes(syncing.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     syncing.add_argument("--cut", action="store_true", help="cut a generation first")
     syncing.set_defaults(run=run_sync)
 
@@ -90,7 +91,7 @@ def run_sync(session: Session) -> int:
             dry_run=session.dry_run,
             expiry_seconds=session.config.trash_expiry_seconds,
         )
-        outcomes = _in_background(run, tree)
+        outcomes = _in_background(run, tree, reporter)
     if made and session.dry_run:
         for outcome in outcomes:
             outcome.steps.append(f"then follow to {made.position}")
@@ -110,29 +111,29 @@ def _path(tree: Tree, name: NodeName) -> frozenset[str] | None:
     return frozenset(m.ref.name for m in tree.path(member))
 
 
-def _in_background(run: Sync, tree: Tree) -> list[Outcome]:
+def _in_background(run: Sync, tree: Tree, reporter: progress.Bars | progress.Notes) -> list[Outcome]:
     """The main thread stays free for Ctrl-C; the first one stops in good order, the second at once."""
     failed: list[BaseException] = []
+    # Not Thread.join: interrupted by Ctrl-C, Python 3.11's takes a running thread for one that ended.
+    done = threading.Event()
 
     def work() -> None:
         try:
             run.run(tree)
         except BaseException as error:
             failed.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, name="sync", daemon=True)
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=work, name="sync", daemon=True).start()
+    while not done.is_set():
         try:
-            thread.join(0.2)
+            done.wait(0.2)
         except KeyboardInterrupt:
             if run.stop.is_set():
                 raise
             run.stop.set()
-            print(
-                "rbdtree: stopping: what is in flight is finished and noted (again Ctrl-C: at once)",
-                file=sys.stderr,
-            )
+            reporter.say("stopping: what is in flight is finished and noted; Ctrl-C again stops at once")
     if failed:
         raise failed[0]
     return list(run.outcomes.values())

@@ -12,7 +12,8 @@ from rbdtree.engine.forest import Member, Tree, look
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Position
 
-from . import options, progress, render
+from . import completion, options, progress, render
+from .completion import completes
 from .session import Session, described
 from .writing import diff_branch, push_value
 
@@ -20,17 +21,20 @@ from .writing import diff_branch, push_value
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     common = [options.common()]
     status = commands.add_parser("status", help="the trees, drawn", parents=common)
-    status.add_argument("tree", nargs="?", metavar="TREE")
+    completes(status.add_argument("tree", nargs="?", metavar="TREE"), completion.trees)
     status.add_argument("--quick", action="store_true", help="documents only; does not look at the images")
     status.set_defaults(run=run_status)
 
     log = commands.add_parser("log", help="generations: when, how large a delta, which nodes have them", parents=common)
-    log.add_argument("tree", metavar="TREE[/NODE]")
+    completes(log.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     log.set_defaults(run=run_log)
 
     diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
-    diff.add_argument(
-        "tree", metavar="TREE[/NODE]", help="the volume, or what a node's branch changed and has not pushed"
+    completes(
+        diff.add_argument(
+            "tree", metavar="TREE[/NODE]", help="the volume, or what a node's branch changed and has not pushed"
+        ),
+        completion.nodes,
     )
     diff.add_argument(
         "--since",
@@ -44,12 +48,12 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     check = commands.add_parser(
         "verify", help="compare a node with its parent, or the whole tree with the root", parents=common
     )
-    check.add_argument("tree", metavar="TREE[/NODE]")
+    completes(check.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     check.add_argument("--at", metavar="G", help="at this generation (default: the newest that both have)")
     check.set_defaults(run=run_verify)
 
     listing = commands.add_parser("marks", help="everything of ours on the sites, and whose it is", parents=common)
-    listing.add_argument("tree", nargs="?", metavar="TREE")
+    completes(listing.add_argument("tree", nargs="?", metavar="TREE"), completion.trees)
     listing.set_defaults(run=run_marks)
 
 
@@ -158,9 +162,8 @@ def run_diff(session: Session) -> int:
         return 0
     if not session.options.totals and found.extents:
         render.table(("OFFSET", "LENGTH"), [(str(o), str(n)) for o, n in found.extents], right=(0, 1))
-    print(
-        f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {len(found.extents)} extent{'' if len(found.extents) == 1 else 's'}"
-    )
+    number = render.counted(len(found.extents), "extent")
+    print(f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {number}")
     return 0
 
 
@@ -232,7 +235,8 @@ def _print(verdict: verify.Verdict) -> None:
         )
     else:
         print(
-            f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in {len(verdict.differences)} objects:"
+            f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in "
+            f"{render.counted(len(verdict.differences), 'object')}:"
         )
         for found in verdict.differences:
             where = ", ".join(f"{offset}+{length}" for offset, length in found.extents)

@@ -10,7 +10,8 @@ from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
 from rbdtree.ports import Layout
 
-from . import options, progress
+from . import completion, options, progress
+from .completion import completes
 from .session import Session
 
 
@@ -19,21 +20,24 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     init = commands.add_parser("init", help="make a tree: adopt an image as its root, or create one", parents=parents)
     init.add_argument("tree", metavar="TREE")
     init.add_argument("--node", required=True, metavar="NAME", help="name of the root node")
-    init.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    spec = init.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    completes(spec, completion.specs)
     init.add_argument("--size", help="create the image with this size, such as 10G; without it the image must be there")
     _layout(init)
     init.set_defaults(run=run_init)
 
     add = commands.add_parser("add", help="add a node to a tree", parents=parents)
-    add.add_argument("node", metavar="TREE/NODE")
-    add.add_argument("--parent", required=True, metavar="NAME", help="the node it hangs under")
+    completes(add.add_argument("node", metavar="TREE/NODE"), completion.trees)
+    parent = add.add_argument("--parent", required=True, metavar="NAME", help="the node it hangs under")
+    completes(parent, completion.parents)
     add.add_argument(
         "--kind",
         required=True,
         choices=("mirror", "clone"),
         help="a copy of its own, or a clone of the nearest replica",
     )
-    add.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    spec = add.add_argument("--image", required=True, metavar="SPEC", help="SITE:[POOL/[NAMESPACE/]]IMAGE")
+    completes(spec, completion.specs)
     add.add_argument(
         "--history",
         action="store_true",
@@ -45,7 +49,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     remove = commands.add_parser(
         "remove", aliases=["rm"], help="take a node away, its image to the RBD trash", parents=parents
     )
-    remove.add_argument("node", metavar="TREE/NODE")
+    completes(remove.add_argument("node", metavar="TREE/NODE"), completion.nodes)
     remove.add_argument(
         "--expiry",
         metavar="DURATION",
@@ -59,7 +63,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     remove.set_defaults(run=run_remove)
 
     detach = commands.add_parser("detach", help="take a node away, its image stays an ordinary image", parents=parents)
-    detach.add_argument("node", metavar="TREE/NODE")
+    completes(detach.add_argument("node", metavar="TREE/NODE"), completion.nodes)
     detach.set_defaults(run=run_detach)
 
     back = commands.add_parser(
@@ -67,7 +71,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="return a diverged node to its newest generation; what was written is kept",
         parents=parents,
     )
-    back.add_argument("node", metavar="TREE/NODE")
+    completes(back.add_argument("node", metavar="TREE/NODE"), completion.nodes)
     back.set_defaults(run=run_rollback)
 
 

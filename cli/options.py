@@ -58,3 +58,9 @@ DEFAULTS = {
     "no_progress": False,
     "dry_run": False,
 }
+
+
+def completed(given: argparse.Namespace, **stronger: object) -> argparse.Namespace:
+    """The options given, with the defaults of those left out."""
+    known = {key: value for key, value in vars(given).items() if value is not None}
+    return argparse.Namespace(**{**DEFAULTS, **known, **stronger})

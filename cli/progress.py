@@ -1,15 +1,37 @@
-"""Progress on stderr: bars with bytes, rate and time left on a terminal, single lines elsewhere."""
+"""Progress on stderr: bars with bytes, rate and time left on a terminal, what a person must know elsewhere."""
 
 import sys
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rbdtree.ports import Silent
 
+from . import render
 from .session import Session
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
+
+
+def _figures() -> "ProgressColumn":
+    """A column with bytes, rate and time left, narrow enough for 80 columns."""
+    from rich.progress import ProgressColumn, Task
+    from rich.table import Column
+    from rich.text import Text
+
+    class Figures(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None or task.finished:
+                return Text("")
+            words = [f"{render.size(int(task.completed))} of {render.size(int(task.total))}"]
+            if task.speed:
+                words.append(f"{render.size(int(task.speed))}/s")
+            if task.time_remaining is not None:
+                words.append(str(timedelta(seconds=int(task.time_remaining))))
+            return Text(", ".join(words))
+
+    return Figures(Column(no_wrap=True, justify="right"))
 
 
 class Bars:
@@ -17,26 +39,17 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         self._progress: Progress = Progress(
-            SpinnerColumn(finished_text="✓"),
+            SpinnerColumn(finished_text=" "),
             TextColumn("[bold]{task.description}"),
             TextColumn("{task.fields[step]}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None),
+            _figures(),
             console=Console(stderr=True),
             transient=True,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         self._guard = threading.Lock()
@@ -63,6 +76,10 @@ class Bars:
     def note(self, node: str, text: str) -> None:
         self._progress.console.print(f"{node}: {text}", style="yellow", highlight=False)
 
+    def say(self, text: str) -> None:
+        """Something about the whole command."""
+        self._progress.console.print(f"rbdtree: {text}", style="yellow", highlight=False)
+
     def finished(self, node: str, text: str) -> None:
         task = self._task(node)
         self._progress.update(task, step="[red]failed" if text else "[green]done", total=1, completed=1)
@@ -79,6 +96,10 @@ class Notes(Silent):
 
     def note(self, node: str, text: str) -> None:
         print(f"rbdtree: {node}: {text}", file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """Something about the whole command."""
+        print(f"rbdtree: {text}", file=sys.stderr)
 
 
 def reporter(session: Session) -> "Bars | Notes":

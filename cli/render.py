@@ -1,13 +1,13 @@
 """Everything a person reads that is more than a line: rich tables over the engine's values."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rbdtree.engine.report import LogEntry, NodeReport, TreeReport
 from rbdtree.model.document import State
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 _COLOURS = {
@@ -26,13 +26,17 @@ def size(count: int | None) -> str:
     if count is None:
         return "?"
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024:
             break
-        value /= 1024
-    else:
-        unit = "PiB"
+        value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 object``, ``2 objects``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def age(seconds: float | None) -> str:
@@ -60,23 +64,43 @@ def lag(node: NodeReport) -> str:
 
 
 def _console() -> "Console":
+    """On a terminal nothing is cut off, it is folded. A pipe has no width: lines end where their text does."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        # A pipe has no width: lines are as long as they are.
         console.width = 10_000
     return console
 
 
-def tree_table(report: TreeReport) -> "Table":
-    """The drawn tree."""
+def show(*drawn: "RenderableType", soft_wrap: bool = False) -> None:
+    """Prints."""
+    console = _console()
+    if console.is_terminal:
+        console.print(*drawn, sep="\n", soft_wrap=soft_wrap)
+        return
+    with console.capture() as captured:
+        console.print(*drawn, sep="\n", soft_wrap=soft_wrap)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _empty_table() -> "Table":
     from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
+    """The drawn tree; with what each node is doing, where any does."""
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE", "DOING"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "SIZE" else "left")
+    table = _empty_table()
+    doing = doing and any(_doing(node) for node in report.nodes)
+    for column in ("NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE", *(("DOING",) if doing else ())):
+        # Where a line is too short for all of it, these are folded.
+        wide = column in ("LAG", "IMAGE", "DOING")
+        justify: Literal["left", "right"] = "right" if column == "SIZE" else "left"
+        table.add_column(column, no_wrap=not wide, overflow="fold", justify=justify)
 
     def row(node: NodeReport, lead: str) -> None:
         table.add_row(
@@ -87,7 +111,7 @@ def tree_table(report: TreeReport) -> "Table":
             lag(node),
             size(node.size_bytes) if node.size_bytes is not None else "-",
             node.image,
-            _doing(node),
+            *((_doing(node),) if doing else ()),
         )
 
     def walk(node: NodeReport, lead: str, below: str) -> None:
@@ -103,28 +127,33 @@ def tree_table(report: TreeReport) -> "Table":
 
 
 def _doing(node: NodeReport) -> str:
-    if node.doing:
-        done = f", {size(node.intent_done_bytes)} in" if node.intent_done_bytes else ""
-        return f"{node.doing}{': -> ' + str(node.intent) + done if node.intent else ''}"
+    way = ""
     if node.intent:
-        return f"stopped on the way to {node.intent}"
-    return "see below" if node.problem else ""
+        done = f", {size(node.intent_done_bytes)} in" if node.intent_done_bytes else ""
+        way = f"on the way to {node.intent}{done}"
+    if node.doing:
+        return f"{node.doing} {way}".rstrip()
+    return f"stopped {way}" if way else "see below" if node.problem else ""
 
 
 def status(reports: list[TreeReport]) -> None:
-    """Prints trees."""
+    """Prints trees. What nodes are doing goes below a table that would be too wide with it."""
+    from rich.measure import Measurement
     from rich.text import Text
 
-    console = _console()
     for number, report in enumerate(reports):
-        if number:
-            console.print()
         head = f"  {size(report.size_bytes)}, generation {report.position}, id {report.tree_id[:8]}"
-        console.print(Text.assemble((report.name, "bold"), (head, "dim")))
-        console.print(tree_table(report))
+        table, console = tree_table(report), _console()
+        wide = console.options.update(max_width=10_000)
+        narrow = Measurement.get(console, wide, table).maximum > console.width
+        if narrow:
+            table = tree_table(report, doing=False)
+        show(*([""] if number else []), Text.assemble((report.name, "bold"), (head, "dim")), table)
         for node in report.nodes:
-            if node.problem:
-                console.print(Text.assemble((f"{node.name}: ", "bold"), node.problem), soft_wrap=True)
+            doing = _doing(node) if narrow else ""
+            for text in (doing if doing != "see below" else "", node.problem):
+                if text:
+                    show(Text.assemble((f"{node.name}: ", "bold"), text), soft_wrap=True)
 
 
 def log(entries: list[LogEntry]) -> None:
@@ -146,11 +175,9 @@ def log(entries: list[LogEntry]) -> None:
 
 def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
     """Prints a plain table."""
-    from rich.table import Table
-
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    drawn = _empty_table()
     for number, column in enumerate(columns):
-        drawn.add_column(column, no_wrap=True, justify="right" if number in right else "left")
+        drawn.add_column(column, overflow="fold", justify="right" if number in right else "left")
     for row in rows:
         drawn.add_row(*row)
-    _console().print(drawn)
+    show(drawn)

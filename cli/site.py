@@ -8,7 +8,8 @@ from dataclasses import asdict
 from rbdtree import errors
 from rbdtree.ceph.probe import SiteReport, probe
 
-from . import options, render
+from . import completion, options, render
+from .completion import completes
 from .session import Session, described
 
 
@@ -22,7 +23,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="connect to each: version, health, what its key may do, what is missing",
         parents=[options.common()],
     )
-    check.add_argument("site", nargs="*", help="only these")
+    completes(check.add_argument("site", nargs="*", metavar="SITE", help="only these"), completion.sites)
     check.set_defaults(run=site_check)
     caps = commands.add_parser(
         "caps", help="print the cephx caps a role needs, least privilege", parents=[options.common()]

@@ -337,6 +337,7 @@ class Pool:
     """One pool and namespace, seen by one client."""
 
     def __init__(self, cluster: "Cluster", name: str, namespace: str, place: _Place) -> None:
+        self.cluster = cluster
         self.site = cluster.site
         self.fsid = cluster.fsid
         self.name = name

@@ -183,6 +183,10 @@ class Pool(Protocol):
     name: str
     namespace: str
 
+    @property
+    def cluster(self) -> "Cluster":
+        """The client's connection that the pool is seen through."""
+
     def images(self) -> list[ImageEntry]: ...
     def image_id(self, name: str) -> str | None: ...
     def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:

@@ -32,6 +32,12 @@ def _place(text: str) -> str:
     return text
 
 
+def _client(text: str) -> str:
+    if not text.startswith("client."):
+        raise ValueError("'name' is the full name, such as client.rbdtree ('id' is the part after the dot)")
+    return text
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -41,7 +47,7 @@ class SiteSection(_Strict):
 
     conf: str
     id: str | None = None
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_client)] | None = None
     keyring: str | None = None
     pools: list[Annotated[str, AfterValidator(_place)]] = Field(default_factory=list)
 
@@ -49,8 +55,6 @@ class SiteSection(_Strict):
     def _one_client(self) -> "SiteSection":
         if self.id and self.name:
             raise ValueError("give 'id' or 'name', not both")
-        if self.name and not self.name.startswith("client."):
-            raise ValueError("'name' is the full name, such as client.rbdtree ('id' is the part after the dot)")
         return self
 
 

@@ -15,9 +15,12 @@ from typing import Any
 from rbdtree import memory
 
 EFFECTS = frozenset(
-    "submit_write submit_zero resize create_snapshot remove_snapshot set_metadata remove_metadata break_lock "
-    "create_image clone rename trash purge create_document swap_document remove_document add_entry remove_entry "
-    "claim unclaim break_claim fence".split()
+    {
+        *("submit_write", "submit_zero", "resize", "create_snapshot", "remove_snapshot", "break_lock"),
+        *("set_metadata", "remove_metadata", "create_image", "clone", "rename", "trash", "purge"),
+        *("create_document", "swap_document", "remove_document", "add_entry", "remove_entry"),
+        *("claim", "unclaim", "break_claim", "fence"),
+    }
 )
 _PARTS = (memory.Image, memory.Pool, memory.Cluster, memory.Sites)
 

@@ -16,9 +16,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.ceph,
-    pytest.mark.skipif(
-        not shutil.which("ceph-mon"), reason="ceph-mon is not installed: run ceph-dev/install"
-    ),
+    pytest.mark.skipif(not shutil.which("ceph-mon"), reason="ceph-mon is not installed: run ceph-dev/install"),
 ]
 
 SCRIPTS = Path(__file__).parents[1] / "ceph-dev"

@@ -1,7 +1,8 @@
 """The engine against a model: random volumes, trees, syncs and crashes over ``rbdtree.memory``.
 
 The model is plain bytes: what the root held when a snapshot was made. After every rule every snapshot of ours, at every
-node, must hold just that. ``SEEDED`` puts known bugs in, to see that the machine would find them.
+node, must hold just that. ``STORIES`` are walked with a death at every effect; ``SEEDED`` puts known bugs in, to see
+that they are found.
 """
 
 import random
@@ -9,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import pytest
 from faults import Crash, Worker, bury
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -23,13 +25,15 @@ from rbdtree.engine import delta, desk, forest, marks, membership, mirror, sync
 from rbdtree.engine.claim import SECONDS
 from rbdtree.engine.copy import Target
 from rbdtree.engine.cut import cut
-from rbdtree.engine.forest import Member, Tree
+from rbdtree.engine.forest import Tree
+from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.verify import verify
 from rbdtree.model.document import Kind, NodeDocument, decode
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.model.position import parse_snapshot_name, snapshot_name
 from rbdtree.plan import step as steps
+from rbdtree.plan.edge import MirrorState
 from rbdtree.ports import Layout, Silent
 
 UNIT = 16384
@@ -42,6 +46,8 @@ spots = st.integers(0, LARGEST // 4096 - 1).map(lambda n: n * 4096)
 lengths = st.sampled_from([512, 4096, 4096 + 512, UNIT, 3 * UNIT])
 seeds = st.integers(0, 9)
 effects = st.integers(1, 30)
+rarely = st.none() | st.none() | st.none() | effects
+changes = st.tuples(st.sampled_from(["write", "write", "blank", "zero", "resize", "snapshot"]), spots, lengths)
 kinds = st.sampled_from([Kind.MIRROR, Kind.CLONE])
 ways = st.sampled_from(["before", "after", "torn"])
 
@@ -137,12 +143,35 @@ class Trees(RuleBasedStateMachine):
     # -- what the host at the root does
 
     @initialize(objects=st.integers(1, 6))
+    def begin(self, objects: int) -> None:
+        """A root, a mirror of it with a clone and a mirror below, all at the first generation."""
+        self.init(objects)
+        self.write(0, LARGEST, 1)
+        self.count = 1
+        for kind, above in ((Kind.MIRROR, "root"), (Kind.CLONE, "n2"), (Kind.MIRROR, "n2")):
+            self.join(kind, self.documents()[above][1], False, None)
+        self.cut(None, "before")
+        self.sync_all()
+
     def init(self, objects: int) -> None:
         wish = membership.Wish(objects * UNIT, LAYOUT)
         self.work(lambda s: membership.init(s, forest.look(s), "t", "root", ImageSpec("a", "p", "", "root"), wish))
         self.bytes = bytearray(objects * UNIT)
 
-    @rule(offset=spots, length=lengths, seed=seeds)
+    @rule(changes=st.lists(changes, min_size=1, max_size=4))
+    def change(self, changes: list[tuple[str, int, int]]) -> None:
+        for kind, offset, length in changes:
+            if kind == "write":
+                self.write(offset, length, 1 + offset % 7)
+            elif kind == "blank":
+                self.write(offset, length, 0)
+            elif kind == "zero":
+                self.zero(offset, length)
+            elif kind == "resize":
+                self.resize(offset)
+            else:
+                self.snapshot_of_the_host()
+
     def write(self, offset: int, length: int, seed: int) -> None:
         data = random.Random(seed).randbytes(length) if seed else bytes(length)
         data = data[: max(0, len(self.bytes) - offset)]
@@ -152,7 +181,6 @@ class Trees(RuleBasedStateMachine):
             self.bytes[offset : offset + len(data)] = data
             image.close()
 
-    @rule(offset=spots, length=lengths)
     def zero(self, offset: int, length: int) -> None:
         length = min(length, len(self.bytes) - offset)
         if length > 0:
@@ -161,7 +189,6 @@ class Trees(RuleBasedStateMachine):
             self.bytes[offset : offset + length] = bytes(length)
             image.close()
 
-    @rule(size=st.integers(0, LARGEST // 512).map(lambda n: n * 512))
     def resize(self, size: int) -> None:
         image = self.root()
         image.resize(size)
@@ -169,7 +196,6 @@ class Trees(RuleBasedStateMachine):
         del self.bytes[size:]
         self.bytes += bytes(size - len(self.bytes))
 
-    @rule()
     def snapshot_of_the_host(self) -> None:
         self.count += 1
         image = self.root()
@@ -181,14 +207,15 @@ class Trees(RuleBasedStateMachine):
 
     # -- what rbdtree does
 
-    @rule(
-        kind=st.sampled_from([Kind.MIRROR, Kind.CLONE]), parent=seeds, history=st.booleans(), dies=st.none() | effects
-    )
+    @rule(kind=st.sampled_from([Kind.MIRROR, Kind.CLONE]), parent=seeds, history=st.booleans(), dies=rarely)
     def add(self, kind: Kind, parent: int, history: bool, dies: int | None) -> None:
         documents = self.documents()
         above = self.picked(parent, lambda d: not d.phase and depth(d, documents) < DEPTH)
         if above is None or len(documents) > 6:
             return
+        self.join(kind, above, history, dies)
+
+    def join(self, kind: Kind, above: NodeDocument, history: bool, dies: int | None) -> None:
         self.count += 1
         site = above.replica.site if kind is Kind.CLONE or self.count % 2 else "b"
         name, spec = NodeName("t", f"n{self.count}"), ImageSpec(site, "p", "", f"n{self.count}")
@@ -197,12 +224,14 @@ class Trees(RuleBasedStateMachine):
         def join(sites: Any) -> Any:
             return membership.add(sites, forest.look(sites), name, above.name, kind, spec, wish)
 
-        if self.work(join, dies, "after" if dies and dies % 2 else "before") is None:
+        self.work(join, dies, "after" if dies and dies % 2 else "before")
+        if name.node not in self.documents() or self.documents()[name.node][1].phase:
             self.work(join)
 
-    @rule(dies=st.none() | effects, how=ways)
+    @rule(dies=rarely, how=ways)
     def cut(self, dies: int | None, how: str) -> None:
         self.work(lambda s: cut(forest.document_of(self.tree(s).member("root"))[0]), dies, how)
+        self.record(self.documents()["root"][1])
 
     @rule()
     def sync_all(self) -> None:
@@ -214,6 +243,8 @@ class Trees(RuleBasedStateMachine):
         assert [o.steps for o in again] == [[]] * len(outcomes)
         assert {site: dict(s.places[PLACE].documents) for site, s in self.storages.items()} == before
         newest = self.documents()["root"][1].newest_position
+        if self.robbed:
+            return
         assert {d.newest_position for _, d in self.documents().values()} == {newest}
         if newest:
             self.work(self.verified)
@@ -226,7 +257,7 @@ class Trees(RuleBasedStateMachine):
                 verdict = verify(sites, tree, member, root, None, Silent())
                 assert verdict.equal, verdict
 
-    @rule(node=seeds, dies=st.none() | effects, how=ways)
+    @rule(node=seeds, dies=rarely, how=ways)
     def sync_one(self, node: int, dies: int | None, how: str) -> None:
         document = self.picked(node, lambda d: d.kind is not Kind.ROOT)
         if document:
@@ -243,7 +274,9 @@ class Trees(RuleBasedStateMachine):
         if document is None:
             return
         held = {hold.position for hold in document.holds}
+        robbed = {name for node_name, name in self.robbed if node_name == document.name}
         free = [g for g in document.generations[:-1] if g.position not in held]
+        free = [g for g in free if snapshot_name(document.tree_id, g.position) not in robbed]
         if not free:
             return
         gone = free[number % len(free)]
@@ -274,7 +307,7 @@ class Trees(RuleBasedStateMachine):
             image.close()
             self.robbed.add((document.name, entry.name))
 
-    @rule(node=seeds, keep=st.booleans(), dies=st.none() | effects)
+    @rule(node=seeds, keep=st.booleans(), dies=rarely)
     def leave(self, node: int, keep: bool, dies: int | None) -> None:
         documents = self.documents()
         above = {d.parent.name for _, d in documents.values() if d.parent}
@@ -290,7 +323,10 @@ class Trees(RuleBasedStateMachine):
             return membership.leave(sites, tree, tree.member(document.name), keep=keep, expiry_seconds=0)
 
         self.work(part, dies)
-        if document.name in self.documents():
+        if document.name not in self.documents():
+            # Whatever happens next in the tree takes along what is left of it.
+            self.work(lambda s: membership._sweep_everywhere(s, document))
+        else:
             assert dies, "it did not leave"
             self.work(part)
         self.left_nothing(document, torn)
@@ -308,8 +344,6 @@ class Trees(RuleBasedStateMachine):
     @invariant()
     def snapshots_hold_what_the_root_held(self) -> None:
         documents = self.documents()
-        if "root" in documents:
-            self.record(documents["root"][1])
         for site, document in documents.values():
             volume = self.volume(site, document.image_id)
             if volume is None or document.kind is Kind.CLONE:
@@ -320,7 +354,7 @@ class Trees(RuleBasedStateMachine):
                     assert self.content(site, volume, name) == self.recorded[name][1], f"{document.name}@{name}"
 
     def record(self, root: NodeDocument) -> None:
-        """What the root holds now is what its new snapshots hold: no rule writes after it made one."""
+        """What the root holds now is what its new snapshots hold: nothing was written since they were made."""
         volume = self.volume("a", root.image_id)
         for snapshot in volume.snapshots if volume else ():
             entry = snapshot.entry
@@ -358,6 +392,13 @@ class Trees(RuleBasedStateMachine):
         for _, document in documents.values():
             assert {hold.owner for hold in document.holds} <= edges, document.name
 
+    def check(self) -> None:
+        """All invariants, for those who walk by themselves."""
+        self.snapshots_hold_what_the_root_held()
+        self.recorded_and_held_generations_are_there()
+        self.a_clone_shows_one_generation()
+        self.holds_belong_to_edges()
+
     def teardown(self) -> None:
         """Everybody leaves, the leaves first; nothing of ours stays."""
         for _ in range(20):
@@ -392,18 +433,193 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads of one object, progress recorded after each: a volume of 128 KiB is copied in many steps."""
     monkeypatch.setattr(copying.chunks, "__defaults__", (UNIT, 4096))
     monkeypatch.setattr(desk, "_RECORD_SECONDS", 0.0)
-
-
-def run(examples: int, length: int = 30, **more: Any) -> None:
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=length,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        **more,
-    )
-    run_state_machine_as_test(Trees, settings=chosen)
+    monkeypatch.setattr(desk, "_PATIENCE", 0.05)
 
 
 def test_trees() -> None:
-    run(int(__import__("os").environ.get("EX", "60")), 50)
+    chosen = settings(max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(Trees, settings=chosen)
+
+
+# -- bugs on purpose: each must be found
+
+
+def replanned(monkeypatch: pytest.MonkeyPatch, change: Callable[[MirrorState, steps.Plan], steps.Plan]) -> None:
+    right = sync.plan_mirror
+
+    def wrong(state: MirrorState) -> Any:
+        found = right(state)
+        return change(state, found) if isinstance(found, tuple) else found
+
+    monkeypatch.setattr(sync, "plan_mirror", wrong)
+
+
+def seal_before_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_: MirrorState, plan: steps.Plan) -> steps.Plan:
+        found = list(plan)
+        for n, (one, two) in enumerate(pairwise(plan)):
+            if isinstance(one, steps.Copy) and isinstance(two, steps.Seal):
+                found[n], found[n + 1] = two, one
+        return tuple(found)
+
+    replanned(monkeypatch, change)
+
+
+def no_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    replanned(monkeypatch, lambda _, plan: tuple(s for s in plan if not isinstance(s, steps.Hold | steps.Release)))
+
+
+def skip_to_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash the target is not finished: the newest is taken from the half-written head."""
+
+    def change(state: MirrorState, plan: steps.Plan) -> steps.Plan:
+        pending, newest = state.pending, max(state.upstream, default=None)
+        if not pending or pending.rollback or newest is None or newest <= pending.target:
+            return plan
+        if pending.target in state.downstream or pending.since not in (None, *state.upstream):
+            return plan
+        since = pending.since
+        return (
+            steps.Hold(newest),
+            steps.Intend(since, newest),
+            steps.Copy(since, newest),
+            steps.Seal(newest),
+            steps.Settle(newest),
+        )
+
+    replanned(monkeypatch, change)
+
+
+def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intent is kept in memory only."""
+    right = MirrorEdge._intend
+
+    def wrong(self: MirrorEdge, since: Any, target: Any) -> None:
+        update, self._update = self._update, self._remember  # type: ignore[method-assign]
+        right(self, since, target)
+        self._update = update  # type: ignore[method-assign]
+
+    def remember(self: MirrorEdge, change: Callable[[NodeDocument], NodeDocument]) -> None:
+        self.document = change(self.document)
+
+    monkeypatch.setattr(MirrorEdge, "_remember", remember, raising=False)
+    monkeypatch.setattr(MirrorEdge, "_intend", wrong)
+    monkeypatch.setattr(MirrorEdge, "record", lambda *_: None)
+
+
+def release_before_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_: MirrorState, plan: steps.Plan) -> steps.Plan:
+        releases = [s for s in plan if isinstance(s, steps.Release)]
+        others = [s for s in plan if not isinstance(s, steps.Release)]
+        at = next((n for n, s in enumerate(others) if isinstance(s, steps.Copy)), len(others))
+        return (*others[:at], *releases, *others[at:])
+
+    replanned(monkeypatch, change)
+
+
+def elide_all_zeroes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        mirror,
+        "Target",
+        lambda name, image, existing: Target(name, image, Extents()),  # noqa: ARG005
+    )
+
+
+def forget_the_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "_between", lambda *_: [])
+
+
+# -- a death at every effect
+
+
+class Story(NamedTuple):
+    """A sync dies between ``before`` and ``after``; then everything must come right."""
+
+    before: Callable[[Trees], None]
+    after: Callable[[Trees], None] = lambda _: None
+
+
+def a_write(trees: Trees) -> None:
+    trees.write(UNIT + 4096, 3 * UNIT, 2)
+
+
+def a_zero(trees: Trees) -> None:
+    trees.zero(UNIT, UNIT)
+    trees.write(3 * UNIT + 4096, 4096, 0)
+
+
+def a_shrink_and_a_growth(trees: Trees) -> None:
+    trees.resize(UNIT + 512)
+    trees.snapshot_of_the_host()
+    trees.resize(6 * UNIT)
+
+
+def a_birth(trees: Trees) -> None:
+    trees.resize(7 * UNIT)
+    trees.write(6 * UNIT, UNIT, 3)
+
+
+def its_death(trees: Trees) -> None:
+    trees.zero(6 * UNIT, UNIT)
+    trees.cut(None, "before")
+
+
+def retention(trees: Trees) -> None:
+    trees.cut(None, "before")
+    for _ in range(9):
+        trees.retire(-1, 0)
+
+
+STORIES = {
+    "a write": Story(a_write),
+    "zeroes": Story(a_zero),
+    "a shrink, a snapshot, a growth": Story(a_shrink_and_a_growth),
+    "an object that is gone in the next generation": Story(a_birth, its_death),
+    "retention takes what is not held": Story(a_write, retention),
+}
+
+
+def die_everywhere(story: Story, how: str) -> int:
+    """The number of effects a sync of the whole tree has; it died at each of them, in a tree of its own."""
+    for effect in range(1, 200):
+        trees = Trees()
+        trees.begin(6)
+        story.before(trees)
+        trees.cut(None, "before")
+        survived = trees.work(trees.sync, effect, how)
+        trees.check()
+        story.after(trees)
+        trees.check()
+        trees.sync_all()
+        trees.check()
+        trees.teardown()
+        if survived is not None:
+            return effect
+    raise AssertionError("the sync does not come to an end")
+
+
+@pytest.mark.parametrize("how", ["before", "after", "torn"])
+@pytest.mark.parametrize("story", STORIES)
+def test_a_sync_may_die_at_any_effect(story: str, how: str) -> None:
+    assert die_everywhere(STORIES[story], how) > 20
+
+
+SEEDED = [
+    (seal_before_copy, "a write"),
+    (no_hold, "retention takes what is not held"),
+    (skip_to_the_newest, "an object that is gone in the next generation"),
+    (no_intent, "a write"),
+    (release_before_seal, "retention takes what is not held"),
+    (elide_all_zeroes, "zeroes"),
+    (forget_the_shrink, "a shrink, a snapshot, a growth"),
+]
+
+
+@pytest.mark.parametrize(("bug", "story"), SEEDED, ids=[bug.__name__.replace("_", " ") for bug, _ in SEEDED])
+def test_a_seeded_bug_is_found(
+    bug: Callable[[pytest.MonkeyPatch], None], story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError) as caught:
+        die_everywhere(STORIES[story], "before")
+    print(bug.__name__, "|", story, "|", str(caught.value).splitlines()[0][:300])

@@ -212,6 +212,25 @@ def test_a_hole_that_fills_is_waited_for() -> None:
     assert reader.seen == journal.written
 
 
+@pytest.mark.parametrize("over", ["the set", "the tag"])
+def test_a_read_from_before_the_end_proves_no_end(over: str) -> None:
+    journal = Journal(1)
+    journal.append(200)
+    journal.append(200)
+    reader = Reader(journal, 300)
+    # The first chunk is full, so the rest of the object is read ahead: short, and old by the next poll.
+    reader.poll(1)
+    journal.append(200)
+    if over == "the set":
+        journal.append(1900)
+        assert journal.active_set == 1
+    else:
+        journal.tag()
+        journal.append(200)
+    reader.poll()
+    assert reader.seen == journal.written
+
+
 def test_torn_entries_are_waited_for_and_never_skipped() -> None:
     journal = Journal(1, 1 << 20)
     whole = b"".join(entry(0, n, b"x" * 100) for n in range(4))
@@ -229,9 +248,8 @@ def test_an_object_closed_in_the_middle_of_an_entry() -> None:
     journal.objects[0] = entry(0, 0, b"a") + entry(0, 1, b"b")[:-1]
     journal.active_set = 1
     tail = Tail(journal, CLIENT)
-    found = []
-    with pytest.raises(errors.Integrity, match="object 0 at offset 82: closed in the middle"):
-        found.extend(tail.poll())
+    with pytest.raises(errors.Integrity, match=f"object 0 at offset {len(entry(0, 0, b'a'))}: closed in the middle"):
+        list(tail.poll())
 
 
 @pytest.mark.parametrize("break_it", ["checksum", "type"])
@@ -249,8 +267,7 @@ def test_what_comes_before_damage_is_handed_out_and_the_damage_stays(break_it: s
     for seen in ([0, 1, 2, 3, 4, 5], []):
         found: list[int] = []
         with pytest.raises((errors.Integrity, errors.Unsupported), match="journal object 2"):
-            for one in tail.poll():
-                found.append(one.place.entry_tid)
+            found.extend(one.place.entry_tid for one in tail.poll())
         assert found == seen
 
 
@@ -309,6 +326,23 @@ def test_what_a_slot_holds_is_bounded() -> None:
             most = max(most, *(len(slot._buffer) for slot in tail._slots))
     assert count == 3000
     assert chunk <= most <= chunk + 1600
+
+
+@pytest.mark.parametrize("length", [400_000, 90_000, 3_000])
+def test_lag_of_large_entries(length: int) -> None:
+    journal = Journal(4, 4 << 20)
+    total = 40 << 20
+    while sum(map(len, journal.objects.values())) < total:
+        journal.append(length)
+    everything = list(Tail(journal, CLIENT).poll())
+    for at in (0, 1, len(everything) // 3, len(everything) // 2, len(everything) - 1):
+        positions: dict[int, Commit] = {}
+        for one in everything[:at]:
+            positions[one.place.object_number % 4] = Commit(one.place.object_number, *one.place[:2])
+        journal.commit(CLIENT, sorted(positions.values(), key=lambda commit: commit[1:], reverse=True))
+        found, left = lag(journal, CLIENT), everything[at:]
+        assert found.exact
+        assert (found.records, found.bytes, found.since) == (len(left), sum(e.size for e in left), left[0].time)
 
 
 def test_waiting_ends_at_once_when_it_must_stop() -> None:

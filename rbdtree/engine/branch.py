@@ -18,6 +18,8 @@ from rbdtree.ports import Image, Pool, Sites
 
 SNAPSHOT = "snapshot"
 JOURNAL = "journal"
+KEPT = 86400.0
+"""Seconds for which the trash keeps a discarded branch when another command finishes the discard."""
 OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
 
 
@@ -78,7 +80,7 @@ def require(document: NodeDocument) -> Branch:
 def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) -> tuple[NodeDocument, Branch]:
     """The branch to write to, made when there is none. The same one until it is discarded or moves on."""
     with Claim(node, "branch", wait=True) as claim:
-        document = clear(sites, node, ends.read_settled(node), claim, 0.0)
+        document = clear(sites, node, ends.read_settled(node), claim)
         found = document.branch
         if found and found.image_id:
             if at is not None and at != found.base:
@@ -221,21 +223,48 @@ def _resized(document: NodeDocument, branch: Branch, head: Image) -> errors.Erro
     )
 
 
-def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float) -> NodeDocument:
-    """Images that were given up go to the trash; goes on where a discard died."""
-    if document.discarding and document.branch is None:
+def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float = KEPT) -> NodeDocument:
+    """Images that were given up go to the trash; goes on where a discard died.
+
+    One that a branch moved on from goes for good, unless somebody wrote to it at the last moment."""
+    discarded = document.branch is None
+    if document.discarding and discarded:
         release_hold(sites, document)
     for image_id, name in document.discarding:
         if node.pool.image_id(name) == image_id:
-            remove_snapshots(node.pool, image_id, document.tree_id)
             marks.unmark_image(node.pool, image_id)
             node.pool.trash(image_id, name, expiry_seconds)
-        if not expiry_seconds:
-            node.pool.purge(image_id)
+        if discarded:
+            finish_trash(node.pool, image_id, document.tree_id, purge=not expiry_seconds)
+        else:
+            finish_trash(node.pool, image_id, document.tree_id, purge=unwritten(node.pool, image_id))
         node.pool.remove_entry(marks.image_entry(image_id))
     if document.discarding:
         return node.update(lambda d: replace(d, discarding=()), claim.cookie)
     return document
+
+
+def unwritten(pool: Pool, image_id: str) -> bool:
+    """Whether nobody has the image open, and nobody wrote to it since its newest snapshot."""
+    try:
+        image = pool.open(image_id)
+    except errors.NotFound:
+        return True
+    try:
+        newest = max(image.snapshots(), key=lambda s: s.snapshot_id, default=None)
+        written = bool(delta.coarse(image, newest.name, None)) if newest else image.own_data()
+        return not written and not image.watchers()
+    finally:
+        image.close()
+
+
+def finish_trash(pool: Pool, image_id: str, tree_id: str, *, purge: bool) -> None:
+    """Our snapshots off an image in the trash, which could not expire with them; ``purge``: the image as well."""
+    with suppress(errors.NotFound):
+        remove_snapshots(pool, image_id, tree_id)
+    if purge:
+        with suppress(errors.Busy, errors.NotEmpty):
+            pool.purge(image_id)
 
 
 def remove_snapshots(pool: Pool, image_id: str, tree_id: str) -> None:
@@ -330,7 +359,6 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
         return replace(released, branch=moved, discarding=(*d.discarding, (branch.image_id, branch.image)))
 
     document = node.update(change, claim.cookie)
-    # Everything on it is published: nothing to keep.
-    document = clear(sites, node, document, claim, 0.0)
+    document = clear(sites, node, document, claim)
     make(sites, node, document, claim, branch.uplink, newest)
     return f"its branch moved on to {newest}"

@@ -1,7 +1,8 @@
 """The right to work on a node: a RADOS lock with an expiry, renewed while its holder lives.
 
 Writes of the document assert the lock in the same operation, so a holder that lost it changes nothing. A holder that
-died on this machine is recognised by its process id and start; any other is waited for until its claim expires; one
+died on this machine is recognised by its process id and start, and its client is fenced, so that nobody waits for
+what it still holds (locks and watches outlive their client by 30 s); any other is waited for until its claim expires; one
 that renews is alive, and the newcomer gives way.
 """
 
@@ -11,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from rbdtree import errors
@@ -26,7 +28,9 @@ _POLL = 0.1
 def _started(pid: int) -> str:
     """Clock tick at which a process started, so that a reused pid is not taken for it; empty when it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A zombie waits for its parent, not for us.
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
@@ -45,10 +49,11 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _owner(purpose: str) -> str:
+def _owner(purpose: str, client: str) -> str:
     pid = os.getpid()
     return json.dumps(
         {
+            "client": client,
             "worker": worker_name(),
             "machine": _machine(),
             "pid": pid,
@@ -83,7 +88,7 @@ class Claim:
     def __init__(self, node: Node, purpose: str, wait: bool = False) -> None:
         self.node = node
         self.cookie = uuid.uuid4().hex
-        self._owner = _owner(purpose)
+        self._owner = _owner(purpose, node.pool.cluster.address())
         self._wait = wait
         self._done = threading.Event()
         self._lost = False
@@ -128,7 +133,7 @@ class Claim:
             if info is None:
                 continue
             if _is_dead(info):
-                self.node.pool.break_claim(self.node.object, info)
+                self._bury(info)
                 continue
             renewed = seen is not None and (seen.cookie, seen.expires) != (info.cookie, info.expires)
             if time.monotonic() > patience or (renewed and not self._wait):
@@ -138,6 +143,14 @@ class Claim:
                 )
             seen = seen or info
             time.sleep(_POLL)
+
+    def _bury(self, info: ClaimInfo) -> None:
+        client = json.loads(info.owner).get("client")
+        if client:
+            with suppress(errors.Error):
+                # Without it the claim is ours all the same, only RBD makes us wait.
+                self.node.pool.cluster.fence(client)
+        self.node.pool.break_claim(self.node.object, info)
 
     def _keep(self) -> None:
         while not self._done.wait(_RENEW):

@@ -18,7 +18,32 @@ from rbdtree.model.position import Position, parse_snapshot_name, push_snapshot_
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import ImageGone
 from rbdtree.plan.edge import CloneState, Pending
-from rbdtree.ports import Image, Reporter, Sites
+from rbdtree.ports import Image, Pool, Reporter, Sites
+
+
+def beside(document: NodeDocument) -> str:
+    """Name of the next clone while it is being made."""
+    return f"{document.ref.image}.rbdtree-{document.edge[:8]}"
+
+
+def drop_beside(pool: Pool, document: NodeDocument) -> bool:
+    """Removes the clone made ahead of a swap that never came. False when what is there is not ours to remove."""
+    name = beside(document)
+    made = pool.image_id(name)
+    if made is None:
+        return True
+    image = pool.open(made)
+    try:
+        sealed = {push_snapshot_name(document.tree_id, 0)}
+        strange = {s.name for s in image.snapshots()} - sealed
+        ours = image.ancestor() is not None and not image.own_data() and not strange
+    finally:
+        image.close()
+    if ours:
+        pool.trash(made, name, 0)
+        branches.finish_trash(pool, made, document.tree_id, purge=True)
+        pool.remove_entry(marks.image_entry(made))
+    return ours
 
 
 class CloneEdge:
@@ -150,8 +175,7 @@ class CloneEdge:
 
     @property
     def _beside(self) -> str:
-        """Name of the clone while it is being made."""
-        return f"{self.document.ref.image}.rbdtree-{self.document.edge[:8]}"
+        return beside(self.document)
 
     def _intend(self, since: Position | None, target: Position) -> None:
         generation = self.upstream.read().generation(target)
@@ -179,10 +203,13 @@ class CloneEdge:
             ancestor = image.ancestor()
             image.close()
             if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
-                raise errors.Exists(
-                    f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again."
-                )
-        else:
+                # Of an earlier target, which is gone.
+                if not drop_beside(pool, self.document):
+                    raise errors.Exists(
+                        f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again."
+                    )
+                made = None
+        if made is None:
             made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
         marks.mark_image(pool, made, self.document)
         if self.document.branch:
@@ -194,23 +221,29 @@ class CloneEdge:
         intent = self.document.intent
         if intent is None or not intent.image_id:
             raise errors.Bug(f"{self.name}: a swap without a clone")
-        current = pool.image_id(name)
-        if current == intent.image_id:
-            return
-        if current is not None:
-            self._discard(current, name)
-        pool.rename(self._beside, name)
+        current, old = pool.image_id(name), self.document.image_id
+        if current != intent.image_id:
+            if current is not None:
+                self._discard(current, name)
+            pool.rename(self._beside, name)
+        if old and old != intent.image_id:
+            self._purge(old)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash, and out of it at once when nobody had it open and it never held a byte."""
+        """The old clone goes to the trash."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
-        branches.remove_snapshots(pool, image_id, self.document.tree_id)
+        marks.unmark_image(pool, image_id)
         pool.trash(image_id, name, self._expiry_seconds)
-        image = pool.open(image_id)
-        clean = not image.own_data() and not image.snapshots() and not image.watchers()
-        image.close()
+
+    def _purge(self, image_id: str) -> None:
+        """Out of the trash at once when nobody has it open and it holds nothing that is not published."""
+        pool = self.child.pool
+        if all(entry.image_id != image_id for entry in pool.trashed()):
+            return
+        clean = branches.unwritten(pool, image_id)
+        branches.finish_trash(pool, image_id, self.document.tree_id, purge=False)
         if clean:
             with suppress(errors.Error):
                 pool.purge(image_id)
@@ -250,11 +283,5 @@ class CloneEdge:
             self.child.pool.remove_entry(marks.image_entry(old))
 
     def _abandon(self) -> None:
-        pool = self.child.pool
-        intent = self.document.intent
-        made = pool.image_id(self._beside)
-        if intent and made and made == intent.image_id:
-            pool.trash(made, self._beside, 0)
-            pool.purge(made)
-            pool.remove_entry(marks.image_entry(made))
+        drop_beside(self.child.pool, self.document)
         self._update(lambda d: replace(d, intent=None))

@@ -34,6 +34,26 @@ _PLANNED_AHEAD = 100_000
 """Extents planned but not submitted: some 20 MiB of them; below that, the total is known early."""
 
 
+class Window:
+    """Bytes that all copies of a run may have in flight together; each may have one chunk beyond, so none starves."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._guard = threading.Lock()
+
+    def room(self) -> bool:
+        return self._used < self._limit
+
+    def take(self, count: int) -> None:
+        with self._guard:
+            self._used += count
+
+    def give(self, count: int) -> None:
+        with self._guard:
+            self._used -= count
+
+
 @dataclass
 class Target:
     """A head to write into. ``existing``: where it may hold data; zeroes elsewhere are not shipped."""
@@ -142,7 +162,7 @@ class Copy:
         check: Callable[[], None] = lambda: None,
         progress: Callable[[Copied], None] = lambda _: None,
         compare: bool = False,
-        window: int = WINDOW,
+        window: "Window | None" = None,
     ) -> None:
         self._source = source
         self._targets = targets
@@ -150,12 +170,11 @@ class Copy:
         self._check = check
         self._progress = progress
         self._compare = compare
-        self._window = window
+        self._window = window or Window(WINDOW)
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._backlog: Iterator[tuple[int, int, list[Pair]]] = iter(())
         self._batches: deque[list[Pair]] = deque()
         self._open: deque[_Chunk] = deque()
-        self._in_flight = 0
         self._planning = True
         self._ahead = 0
         self._room = threading.Condition()
@@ -221,7 +240,7 @@ class Copy:
             self._fatal = self._fatal or error
 
     def _submit(self) -> None:
-        while self._in_flight < self._window or not self._open:
+        while self._window.room() or not self._open:
             following = self._next()
             if following is None:
                 return
@@ -229,7 +248,7 @@ class Copy:
             copies = 1 + sum(1 for target in self._targets if not target.failed)
             chunk = _Chunk(start, end, pieces, (end - start) * copies + _OVERHEAD)
             self._open.append(chunk)
-            self._in_flight += chunk.cost
+            self._window.take(chunk.cost)
             try:
                 self._source.submit_read(start, end - start, partial(self._put_read, chunk))
             except errors.Error as error:
@@ -277,7 +296,7 @@ class Copy:
         chunk.pending -= 1
         if chunk.pending == 0:
             self.copied.passed_bytes += sum(length for _, length in chunk.pieces)
-            self._in_flight -= chunk.cost
+            self._window.give(chunk.cost)
             chunk.data = b""
 
     def _advance(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rbdtree import errors
-from rbdtree.engine.copy import Copied, Copy
+from rbdtree.engine.copy import Copied, Copy, Window
 from rbdtree.engine.mirror import CopyRequest
 from rbdtree.ports import Reporter
 
@@ -32,7 +32,7 @@ class _Ticket:
 class Desk:
     """One per parent and sync; ``edges`` siblings come to it."""
 
-    def __init__(self, edges: int, reporter: Reporter, stop: threading.Event, window: int) -> None:
+    def __init__(self, edges: int, reporter: Reporter, stop: threading.Event, window: Window) -> None:
         self._deciding = edges
         self._reporter = reporter
         self._stop = stop

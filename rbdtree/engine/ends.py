@@ -1,17 +1,22 @@
 """What is at the ends of an edge: documents against images."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import delta
 from rbdtree.engine.node import Node
+from rbdtree.engine.zeroes import differing
 from rbdtree.model.document import Child, Hold, Kind, NodeDocument
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan.conflict import ImageGone
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Sites
+
+_PIECE = 4 << 20
+_READERS = 8
 
 Change = Callable[[NodeDocument], NodeDocument]
 
@@ -61,13 +66,40 @@ def find_gone(node: Node, document: NodeDocument) -> ImageGone | None:
     return None
 
 
-def head_changes(head: Image, document: NodeDocument, newest: Generation | None) -> Extents:
+def head_changes(node: Node, head: Image, document: NodeDocument, newest: Generation | None) -> Extents:
     """What somebody wrote into a replica that should equal ``newest`` (None: that should be empty)."""
     since = snapshot_name(document.tree_id, newest.position) if newest else None
     rough = delta.coarse(head, since, None)
     if not rough or since is None:
         return rough
-    return Extents.of(pair for batch in delta.exact(head, since, rough) for pair in batch)
+    written = Extents.of(pair for batch in delta.exact(head, since, rough) for pair in batch)
+    if not written:
+        return written
+    sealed = node.pool.open(document.image_id, since)
+    try:
+        return different(sealed, head, written)
+    finally:
+        sealed.close()
+
+
+def different(sealed: Image, head: Image, written: Extents) -> Extents:
+    """What was written is not always what is different: a rollback writes the old bytes back.
+
+    Beyond either end all of it is."""
+    end = min(sealed.size(), head.size())
+    pieces = [
+        (at, min(_PIECE, offset + length - at))
+        for offset, length in written.clip(0, end)
+        for at in range(offset, offset + length, _PIECE)
+    ]
+
+    def compare(piece: Pair) -> list[Pair]:
+        mine, theirs = head.read(*piece), sealed.read(*piece)
+        return [] if mine == theirs else [(piece[0] + low, high - low) for low, high in differing(mine, theirs)]
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="compare") as threads:
+        found = [pair for pairs in threads.map(compare, pieces) for pair in pairs]
+    return Extents.of(found).union(written.subtract(Extents.of([(0, end)])))
 
 
 def held_by(document: NodeDocument, edge: str) -> frozenset[Position]:

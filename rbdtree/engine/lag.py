@@ -1,4 +1,4 @@
-"""How much of a journal a client has not committed, without reading it: the header, and a few pages of its objects.
+"""How much of a journal a client has not committed, without reading it all: the header, and a few pages of its objects.
 
 The newest entry is found at the ends of the active objects. Predecessors in the tags say how many entries each tag had.
 Where the commit position lies in its object is found by bisection: from any page on, entries are recognised by preamble
@@ -18,6 +18,8 @@ from rbdtree.ports import Journal
 
 _PAGE = 128 << 10
 _SEAL = struct.pack("<Q", PREAMBLE)
+_PADDING = 64 << 10
+"""Zeroes that may follow the last entry: an OSD's min_alloc_size."""
 _PATIENCE = 60.0
 _ASKED = 64
 """Objects whose size is asked, at either end; those between are full."""
@@ -28,8 +30,8 @@ class Lag:
     """What would be lost with the image: records and bytes of the journal behind the commit position.
 
     ``since`` and ``newest`` are the times of the oldest and newest of these records by the writer's clock, None without
-    one. Records that come while it is measured may count. Bytes are an upper bound where there is a
-    lot (objects between the first and the last count as full), or where ``exact`` is False: no entry was recognised.
+    one. Records that come while it is measured may count. Bytes are an upper bound where there is a lot (objects
+    between the first and the last count as full), and where ``exact`` is False: some entry was not recognised.
     """
 
     records: int = 0
@@ -77,21 +79,26 @@ def _newest(journal: Journal, header: Header, sizes: dict[int, int]) -> Raw | No
     found: list[Raw] = []
     for active in (header.active_set, header.active_set - 1):
         for number in range(active * journal.splay_width, (active + 1) * journal.splay_width):
-            if number in sizes:
-                page = list(_page(journal, number, max(0, sizes[number] - _PAGE)))
+            length = _PAGE
+            while number in sizes:
+                offset = max(0, sizes[number] - length)
+                page = list(_page(journal, number, offset, length))
                 found += page[-1:]
+                if page or not offset:
+                    break
+                length *= 4
         if found:
             break
     return max(found, key=lambda raw: raw.place[:2], default=None)
 
 
-def _page(journal: Journal, number: int, offset: int) -> Iterator[Raw]:
+def _page(journal: Journal, number: int, offset: int, length: int) -> Iterator[Raw]:
     """Whole entries of one page, from the first that is recognised on."""
     read: Future[bytes] = Future()
     journal.submit_read(
         number,
         offset,
-        _PAGE,
+        length,
         lambda result: read.set_result(result) if isinstance(result, bytes) else read.set_exception(result),
     )
     try:
@@ -114,43 +121,49 @@ def _page(journal: Journal, number: int, offset: int) -> Iterator[Raw]:
             at = buffer.find(_SEAL, at + 1)
 
 
-def _behind(journal: Journal, number: int, size: int, front: tuple[int, int]) -> tuple[int, Raw | None]:
-    """(offset, entry) of the first entry of an object behind ``front``; the size and None when there is none."""
-    low, high = 0, size
-    best: tuple[int, Raw | None] = (size, None)
+def _behind(journal: Journal, number: int, size: int, front: tuple[int, int], length: int) -> tuple[int, Raw | None]:
+    """(offset, entry) of the first entry of an object behind ``front``.
+
+    (size, None) when there is none; (0, None) when that cannot be told from pages of ``length``.
+    """
+    low, high, known = 0, size, 0
+    best: Raw | None = None
     while low < high:
-        middle = max(low, (low + high) // 2 - _PAGE // 2)
-        page = list(_page(journal, number, middle))
-        later = [raw for raw in page if raw.place[:2] > front]
-        if later:
-            best = (later[0].place.offset, later[0])
-        if not page or (later and later[0] is page[0]):
-            # All of it is behind, or nothing was recognised: look before it.
-            if high <= middle or middle == low:
-                break
-            high = middle
-        elif later:
+        middle = max(low, (low + high - length) // 2)
+        page = list(_page(journal, number, middle, length))
+        later = next((raw for raw in page if raw.place[:2] > front), None)
+        best = later or best
+        if page and later is None:
+            known = page[-1].place.offset + len(page[-1].payload)
+            low = page[-1].place.offset + 1
+        elif (page and later is not page[0]) or middle == low:
             break
         else:
-            low = max(middle + 1, page[-1].place.offset + 1)
-    return best
+            # All of it is behind, or nothing was recognised: look before it.
+            high = middle
+    if best is not None:
+        return best.place.offset, best
+    return (size, None) if size - known <= _PADDING else (0, None)
 
 
 def _measure(journal: Journal, client_id: str, front: tuple[int, int], newest: Raw, sizes: dict[int, int]) -> Lag:
     width = journal.splay_width
-    total = 0
+    length = max(_PAGE, 4 * len(newest.payload))
+    total, exact = 0, True
     oldest: Raw | None = None
     for slot in range(width):
         for number in sorted(n for n in sizes if n % width == slot):
-            offset, raw = _behind(journal, number, sizes[number], front)
+            offset, raw = _behind(journal, number, sizes[number], front, length)
             total += sizes[number] - offset
             if raw is not None:
                 oldest = min(oldest or raw, raw, key=lambda one: one.place[:2])
+            if raw is not None or offset == 0:
+                exact = exact and raw is not None
                 total += sum(sizes[n] for n in sizes if n % width == slot and n > number)
                 break
     since = decode(oldest).time if oldest else None
     records = _count(journal, client_id, front, (newest.place.tag_tid, newest.place.entry_tid))
-    return Lag(records, total, since, decode(newest).time, oldest is not None)
+    return Lag(records, total, since, decode(newest).time, exact and oldest is not None)
 
 
 def _count(journal: Journal, client_id: str, front: tuple[int, int], newest: tuple[int, int]) -> int:

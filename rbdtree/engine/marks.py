@@ -6,6 +6,7 @@ show too.
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,12 +35,12 @@ def entry_text(document: NodeDocument) -> str:
     return json.dumps({"tree_id": document.tree_id, "tree": document.tree, "node": document.name}, sort_keys=True)
 
 
-def entry_names(value: str) -> tuple[str, str]:
-    """(tree, node) of a directory value; empty when it is none of a node's."""
+def told_by(value: str) -> tuple[str, str, str]:
+    """(tree id, tree, node) in a node's directory value; empty when they are not there."""
     with suppress(ValueError, KeyError, TypeError):
         told = json.loads(value)
-        return str(told["tree"]), str(told["node"])
-    return "", ""
+        return str(told["tree_id"]), str(told["tree"]), str(told["node"])
+    return "", "", ""
 
 
 def mark_image(pool: Pool, image_id: str, document: NodeDocument) -> None:
@@ -86,16 +87,31 @@ class Mark:
 
 def list_marks(sites: Sites) -> tuple[list[Mark], list[errors.Error]]:
     """Everything of ours on the configured sites, and the sites that could not be asked."""
+    names = sites.names()
+    with ThreadPoolExecutor(max(1, len(names))) as threads:
+        asked = list(threads.map(lambda site: _at_site(sites, site), names))
+    return [mark for found, _ in asked for mark in found], [error for _, failed in asked for error in failed]
+
+
+def _at_site(sites: Sites, site: str) -> tuple[list[Mark], list[errors.Error]]:
     found: list[Mark] = []
     failed: list[errors.Error] = []
-    for site in sites.names():
+    denied: list[errors.Error] = []
+    places: list[tuple[str, str]] = []
+    try:
+        cluster = sites.cluster(site)
+        places = cluster.places()
+    except errors.Error as error:
+        failed.append(error)
+    for name, namespace in places:
         try:
-            cluster = sites.cluster(site)
-            for name, namespace in cluster.places():
-                found += _in_pool(cluster.pool(name, namespace))
+            found += _in_pool(cluster.pool(name, namespace))
+        except errors.Denied as error:
+            denied.append(error)
         except errors.Error as error:
             failed.append(error)
-    return found, failed
+    # A key may be good for some pools only.
+    return found, failed + (denied[:1] if denied and len(denied) == len(places) else [])
 
 
 def _in_pool(pool: Pool) -> Iterator[Mark]:

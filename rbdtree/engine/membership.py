@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import delta, ends, marks, tidy
+from rbdtree.engine import clone, delta, ends, marks, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
@@ -138,17 +138,28 @@ def _register(pool: Pool, document: NodeDocument) -> None:
     entry = (marks.node_entry(document.ref.node_id), marks.entry_text(document))
     pool.add_entry(*entry)
     Node(pool, document.ref.node_id).create(document)
-    # Again, as somebody who makes a node of the same name may have swept it away in between.
+    # Again, as somebody may have swept it away in between.
     pool.add_entry(*entry)
 
 
 def _sweep(pool: Pool, document: NodeDocument) -> None:
-    """Entries of a node of this name that died before it had a document: nobody else will ever remove them."""
+    """Entries of the tree's nodes that have no document: of commands that died before they made or after they removed
+    it."""
     for key, value in pool.entries().items():
         kind, _, node_id = key.partition(".")
-        same = kind == "node" and marks.entry_names(value) == (document.tree, document.name)
-        if same and pool.read_document(object_name(node_id)) is None:
+        tree_id, *names = marks.told_by(value)
+        ours = kind == "node" and (tree_id == document.tree_id or names == [document.tree, document.name])
+        if ours and pool.read_document(object_name(node_id)) is None:
             pool.remove_entry(key)
+
+
+def _sweep_everywhere(sites: Sites, document: NodeDocument) -> None:
+    for site in sites.names():
+        # What cannot be reached is swept another time.
+        with suppress(errors.Error):
+            cluster = sites.cluster(site)
+            for place in cluster.places():
+                _sweep(cluster.pool(*place), document)
 
 
 def _unregister(node: Node) -> None:
@@ -342,6 +353,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         if document.parent is not None:
             forget_upstream(sites, document.parent, document.replica, document.edge, node.node_id)
         _unregister(node)
+    _sweep_everywhere(sites, document)
     return said
 
 
@@ -390,7 +402,10 @@ def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, 
 
 
 def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_seconds: float) -> str:
-    pool, spec, image_id = node.pool, document.ref.image_spec, document.image_id
+    pool, spec = node.pool, document.ref.image_spec
+    if document.kind is Kind.CLONE:
+        document = _end_swap(pool, document)
+    image_id = document.image_id
     if not image_id:
         return f"{document.full_name} had no image yet"
     gone = ends.find_gone(node, document)
@@ -412,6 +427,17 @@ def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_s
         f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
         f"{trash_spec(pool, image_id)}' brings it back)"
     )
+
+
+def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
+    """A clone node without the swap that its last sync died in: with the image that has its name by now."""
+    clone.drop_beside(pool, document)
+    made = document.intent.image_id if document.intent else ""
+    if not made or pool.image_id(document.ref.image) != made:
+        return document
+    if document.image_id:
+        marks.unmark_image(pool, document.image_id)
+    return replace(document, image_id=made)
 
 
 def _remove_snapshots(pool: Pool, document: NodeDocument) -> None:

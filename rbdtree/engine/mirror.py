@@ -89,7 +89,7 @@ class MirrorEdge:
             mine = ends.present(self.document, head)
             newest = mine[-1] if mine else None
             intent = self.document.intent
-            changed = Extents() if intent else ends.head_changes(head, self.document, newest)
+            changed = Extents() if intent else ends.head_changes(self.child, head, self.document, newest)
             self._above, upstream = above.result()
         downstream = {g.position for g in mine}
         if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
@@ -278,6 +278,12 @@ class MirrorEdge:
         around = Extents.of((at - at % unit, n + at % unit + unit) for at, n in rough)
         sizes = [s.size_bytes for s in source.snapshots() if s.name in (since, until)]
         foreign = delta.coarse(head, since, None).clip(0, min([*sizes, head.size()])).subtract(around)
+        if foreign:
+            sealed = self.child.pool.open(self.document.image_id, since)
+            try:
+                foreign = ends.different(sealed, head, foreign)
+            finally:
+                sealed.close()
         if foreign:
             raise errors.Diverged(
                 f"{self.name} has diverged: while a delta was half applied, somebody else wrote "

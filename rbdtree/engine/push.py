@@ -39,7 +39,7 @@ def stage(sites: Sites, node: Node) -> int:
 
     Nothing at a node that has no branch: it may still have to pass on what its children sent."""
     with Claim(node, "push", wait=True) as claim:
-        document = branches.clear(sites, node, node.read(), claim, 0.0)
+        document = branches.clear(sites, node, node.read(), claim)
         if document.branch is None and any(p.owner != document.ref.node_id for p in document.pushes):
             return 0
         document = branches.remake(sites, node, document, claim)

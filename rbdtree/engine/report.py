@@ -14,6 +14,7 @@ from rbdtree.engine.sync import plan_of
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState, State, Summary
 from rbdtree.model.position import Position
 from rbdtree.plan.conflict import Conflict, InUse
+from rbdtree.plan.edge import MirrorState
 from rbdtree.plan.state import replica_state
 from rbdtree.ports import Silent, Sites
 
@@ -112,10 +113,13 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         try:
             claimed = member.node.pool.claimed(member.node.object)
             doing = describe(claimed) if claimed else ""
-            conflict = None if claimed else _conflict(sites, member, document)
+            conflict, lost = (None, ()) if claimed else _conflict(sites, member, document)
             if conflict:
                 problem = str(conflict.error())
                 state = state if isinstance(conflict, InUse) else State.DIVERGED
+            elif lost:
+                names = ", ".join(str(position) for position in lost)
+                problem = f"the snapshot of {names} was removed by hand; the next sync puts that right"
         except errors.Error as error:
             problem = str(error)
     refused = next((p for p in branches.own_pushes(document) if p.state is PushState.CONFLICT), None)
@@ -150,15 +154,17 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
     )
 
 
-def _conflict(sites: Sites, member: Member, document: NodeDocument) -> Conflict | None:
+def _conflict(sites: Sites, member: Member, document: NodeDocument) -> tuple[Conflict | None, tuple[Position, ...]]:
+    """What the next sync would stumble over, and generations whose snapshot is gone."""
     if document.kind is Kind.ROOT or member.node is None or document.phase:
-        return None
+        return None, ()
     edge = (MirrorEdge if document.kind is Kind.MIRROR else CloneEdge)(sites, member.node, None, Silent())
     try:
-        plan = plan_of(edge.observe())
+        state = edge.observe()
     finally:
         edge.close()
-    return None if isinstance(plan, tuple) else plan
+    plan = plan_of(state)
+    return None if isinstance(plan, tuple) else plan, state.lost if isinstance(state, MirrorState) else ()
 
 
 def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rbdtree import errors
@@ -30,7 +31,7 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             f"{document.full_name} is the root: what is written there is the volume",
             "Use 'rbd snap rollback' if that is what you want, then 'rbdtree cut'.",
         )
-    with Claim(node, "rollback") as claim:
+    with nullcontext() if dry_run else Claim(node, "rollback") as claim:
         if document.kind is Kind.CLONE:
             return _renew_clone(sites, node, claim, expiry_seconds)
         edge = MirrorEdge(sites, node, claim, reporter)
@@ -42,13 +43,15 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             if state.pending is None and not edge.document.distrust and isinstance(plan, tuple | NoCommonGeneration):
                 return f"{edge.name} has not diverged: there is nothing to roll back"
             target = max(state.downstream, default=START)
+            if claim is None:
+                return f"{edge.name} would return to {target}; what it holds now would be kept in a snapshot"
             kept = f"rbdtree-diverged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             image = node.pool.open(edge.document.image_id, read_only=False)
             try:
                 image.create_snapshot(kept)
             finally:
                 image.close()
-            desk = Desk(1, reporter, threading.Event(), copying.WINDOW)
+            desk = Desk(1, reporter, threading.Event(), copying.Window(copying.WINDOW))
             for step in (Intend(target, target), RollBack(target), Abandon()):
                 request = edge.apply(step)
                 if request:
@@ -58,7 +61,7 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             edge.close()
 
 
-def _renew_clone(sites: Sites, node: Node, claim: Claim, expiry_seconds: float) -> str:
+def _renew_clone(sites: Sites, node: Node, claim: Claim | None, expiry_seconds: float) -> str:
     """The changed clone goes to the trash; the next sync makes a new one."""
     document = node.read()
     plan = plan_of(CloneEdge(sites, node, None, Silent()).observe())
@@ -68,6 +71,8 @@ def _renew_clone(sites: Sites, node: Node, claim: Claim, expiry_seconds: float) 
         return f"{document.full_name} has not diverged: there is nothing to roll back"
     if not document.image_id or node.pool.image_id(document.ref.image) != document.image_id:
         return f"{document.full_name} has no image to roll back; 'rbdtree sync' makes one"
+    if claim is None:
+        return f"{document.ref.image_spec} would go to the trash; the next sync would make a new clone"
     marks.unmark_image(node.pool, document.image_id)
     node.pool.trash(document.image_id, document.ref.image, expiry_seconds)
     node.update(lambda d: replace(d, image_id="", generations=(), intent=None), claim.cookie)

@@ -26,8 +26,6 @@ from rbdtree.plan.edge import CloneState, MirrorState, plan_clone, plan_mirror
 from rbdtree.ports import Reporter, Silent, Sites
 
 _ROUNDS = 50
-_DESKS = 2
-"""Copies with a full window at a time; more of them share it."""
 
 
 @dataclass
@@ -67,7 +65,7 @@ class Sync:
         self._only = only
         self._dry_run = dry_run
         self._expiry_seconds = expiry_seconds
-        self._window = window
+        self._window = copying.Window(window)
         self._guard = threading.Lock()
         self.outcomes: dict[str, Outcome] = {}
 
@@ -85,7 +83,7 @@ class Sync:
         wanted = [c for c in tree.children(parent.ref.node_id) if self._only is None or c.ref.name in self._only]
         if not wanted:
             return
-        desk = Desk(sum(c.kind is Kind.MIRROR for c in wanted), self._reporter, self.stop, self._window // _DESKS)
+        desk = Desk(sum(c.kind is Kind.MIRROR for c in wanted), self._reporter, self.stop, self._window)
         threads = [
             threading.Thread(target=self._edge, args=(tree, child, desk), name=f"sync-{child.ref.name}", daemon=True)
             for child in wanted
@@ -120,7 +118,7 @@ class Sync:
         self._reporter.finished(outcome.node, str(outcome.error) if outcome.error else "")
         if not self.stop.is_set():
             self._below(tree, child)
-            if child.document and not self._dry_run:
+            if child.document and not self._dry_run and not isinstance(outcome.error, errors.Denied):
                 self._summarise(child.document)
 
     def _explain(self, child: Member, error: errors.Error) -> errors.Error:

@@ -96,13 +96,13 @@ class _Slot:
         if self._reading is not None or self._closed or self.ended == look.number:
             return
         read: Future[bytes] = Future()
-        self._reading = (read, look)
         self._journal.submit_read(
             self.number,
             self._base + len(self._buffer),
             self._chunk,
             lambda result: read.set_result(result) if isinstance(result, bytes) else read.set_exception(result),
         )
+        self._reading = (read, look)
 
     def fill(self, look: _Look) -> bool:
         """One step on: a chunk more, the end seen, or the next object begun. False: a closed object is not there."""

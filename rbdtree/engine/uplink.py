@@ -4,8 +4,8 @@
 
 A batch is staged (its bytes in a clone beside the branch, and in the document how far in the journal it goes) before
 anything is sent, so killed anywhere it is published once. The commit position moves only when the parent has it. While
-the way up is shut nothing more is staged: the records stay in the journal, which Ceph bounds (``max_unpushed``); what no
-longer fits is found by a snapshot of the branch instead.
+the way up is shut nothing more is staged: the records stay in the journal, which Ceph bounds (``max_unpushed``); what
+no longer fits is found by a snapshot of the branch instead.
 """
 
 import queue
@@ -45,8 +45,10 @@ _IN_FLIGHT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What would be lost with the branch now: records that are not upstream, their bytes in the journal and the age of
-    the oldest in seconds. ``published`` is the newest generation made of this branch; ``shut`` says why nothing goes up."""
+    """What would be lost with the branch now: records that are not upstream, their bytes, the oldest's age in seconds.
+
+    ``published`` is the newest generation made of this branch; ``shut`` says why nothing goes up.
+    """
 
     records: int
     bytes: int
@@ -212,7 +214,7 @@ class Uplink:
             )
         if isinstance(event, Resize):
             raise errors.Unsupported(
-                f"the branch of {document.full_name} was resized to {event.size} bytes: a volume is resized at its root",
+                f"the branch of {document.full_name} was resized to {event.size} bytes: a volume is resized at the root",
                 f"Resize it back, then 'rbdtree branch {document.full_name} --uplink snapshot' and push.",
             )
         if isinstance(event, SnapRollback):

@@ -153,8 +153,8 @@ class Branch:
     """A node's writable clone over a generation. ``image_id`` is empty while it is being made.
 
     ``since`` is the snapshot after which nothing has been pushed yet (a journal uplink renews it when it is idle).
-    Of a journal uplink: ``session`` is whoever runs it, ``taken`` the journal position (object, tag, entry; newest first)
-    up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are in that.
+    Of a journal uplink: ``session`` is whoever runs it, ``taken`` the journal position (object, tag, entry; newest
+    first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are in that.
     """
 
     image: str

@@ -214,10 +214,9 @@ def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Confli
     target = max((p for p in state.upstream if goal is None or p <= goal), default=None)
     if pending:
         target = pending.target
-    moves = target is not None and (over is None or target > over) and not state.stays
-    if moves and target is not None:
-        if state.foreign:
-            return CloneChanged(state.node, state.image, state.foreign)
+    if state.foreign:
+        return CloneChanged(state.node, state.image, state.foreign)
+    if target is not None and (over is None or target > over) and not state.stays:
         if state.used_by:
             return InUse(state.node, state.image, over, state.used_by)
         if target not in held:

@@ -6,6 +6,7 @@ Orders, all optional:
     stop_before, stop_after: N   SIGSTOP to itself there
     only: [..]                   count calls of these names only
     kill_copied: F               SIGKILL when this fraction of the delta's bytes is through
+    touch_copied: [F, PATH]      a file is made when that fraction is through
     write_seconds: S             every write waits that long before it is submitted
     claim_seconds: S             how long claims of this process last
     record_seconds: S            how often progress is recorded
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 MUTATING = {
@@ -105,6 +107,9 @@ class Driver:
 
             def copying(self, node: str, done_bytes: int, total_bytes: int | None) -> None:
                 driver.event(node, done_bytes, total_bytes)
+                fraction, path = driver.orders.get("touch_copied", (None, ""))
+                if fraction is not None and total_bytes and done_bytes >= fraction * total_bytes:
+                    Path(path).touch()
                 fraction = driver.orders.get("kill_copied")
                 if fraction and total_bytes and done_bytes >= fraction * total_bytes:
                     driver._signal(signal.SIGKILL)

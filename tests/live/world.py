@@ -69,6 +69,7 @@ class World:
         self.pools = pools
         self._sites: Any = None
         self._hashes: dict[tuple[str, str, int], str] = {}
+        self._ioctxs: dict[tuple[str, str, str], Any] = {}
         self._extra_pools: list[tuple[str, str]] = []
         self._children: list[subprocess.Popen[str]] = []
 
@@ -193,9 +194,12 @@ class World:
 
     @contextmanager
     def ioctx(self, site: str, namespace: str = "", pool: str | None = None) -> Iterator[Any]:
-        with self.pools.clusters.admin(site).open_ioctx(pool or self.pools.name) as ioctx:
-            ioctx.set_namespace(namespace)
-            yield ioctx
+        """Kept open until the test ends."""
+        key = (site, namespace, pool or self.pools.name)
+        if key not in self._ioctxs:
+            made = self._ioctxs[key] = self.pools.clusters.admin(site).open_ioctx(key[2])
+            made.set_namespace(namespace)
+        yield self._ioctxs[key]
 
     @contextmanager
     def at(
@@ -415,6 +419,8 @@ class World:
                 child.kill()
             with suppress(Exception):
                 child.communicate(timeout=10)
+        for ioctx in self._ioctxs.values():
+            ioctx.close()
         for site, name in self._extra_pools:
             self.pools.clusters.admin(site).delete_pool(name)
 
