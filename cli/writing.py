@@ -181,7 +181,7 @@ def run_push(session: Session) -> int:
         session.put({"node": given.node, "total_bytes": report.changed.total, "dry_run": True}, text)
         return 0
     with progress.reporter(session) as reporter:
-        outcome = pushing.push(session.sites, node, reporter, shared=given.shared)
+        outcome = uplinks.push(session.sites, node, reporter, shared=given.shared)
         synced: list[Outcome] = []
         if given.wait and not outcome.refused and not outcome.stopped:
             fresh = session.forest(tree.name).tree(tree.name)
@@ -192,7 +192,7 @@ def run_push(session: Session) -> int:
     _report_push(session, outcome)
     if outcome.refused:
         raise pushing.conflict(document_of(session.find(given.node)[1])[1], outcome.refused[0])
-    if outcome.stopped:
+    if outcome.stopped and (given.wait or not outcome.border):
         raise outcome.stopped
     failed = next((o.error for o in synced if o.error), None)
     if failed:
@@ -214,10 +214,12 @@ def _report_push(session: Session, outcome: pushing.PushOutcome) -> None:
         return
     newest = outcome.published[-1] if outcome.published else None
     text = (
-        f"{outcome.node}: published as generation {newest}"
-        if outcome.staged and newest
-        else f"{outcome.node}: on its way, {render.size(outcome.sent_bytes)} sent"
-        if outcome.staged
+        f"{outcome.node}: on its way, {render.size(outcome.sent_bytes)} sent"
+        if outcome.waiting or (outcome.border and outcome.sent_bytes)
+        else f"{outcome.node}: published as generation {newest}"
+        if newest
+        else f"{outcome.node}: passed on, {render.size(outcome.sent_bytes)} sent"
+        if outcome.sent_bytes
         else f"{outcome.node}: nothing to push"
     )
     session.put(value, text)

@@ -18,6 +18,12 @@ from rbdtree.ports import Image, Pool, Sites
 
 SNAPSHOT = "snapshot"
 JOURNAL = "journal"
+JOURNAL_LIMIT = "conf_rbd_journal_max_concurrent_object_sets"
+"""Image metadata that every librbd client of the image obeys: a writer that finds a journal client this many object
+sets behind cuts it off, and trims."""
+MAX_UNPUSHED = 1 << 30
+_SET_BYTES = 64 << 20
+"""Of an object set of a journal as librbd makes it."""
 KEPT = 86400.0
 """Seconds for which the trash keeps a discarded branch when another command finishes the discard."""
 OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
@@ -50,16 +56,32 @@ def own_pushes(document: NodeDocument) -> tuple[Push, ...]:
 
 
 def top(document: NodeDocument) -> int:
-    """Number of the newest push of this branch, 0 when nothing of it was pushed."""
-    branch = require(document)
-    return next(
-        (
-            p.number
-            for p in document.pushes
-            if (p.owner, p.image_id, p.snapshot) == (document.ref.node_id, branch.image_id, branch.since)
-        ),
-        0,
-    )
+    """Number of the newest push of this branch that is not published, as far as is known here; 0 without one."""
+    return max((p.number for p in own_pushes(document)), default=0)
+
+
+def journal_client(node_id: str) -> str:
+    """Of the journal client that keeps what is not upstream yet."""
+    return f"rbdtree.{node_id}"
+
+
+def unfollow(node: Node, image_id: str) -> None:
+    """Nobody publishes this image's journal any more: it need not be kept."""
+    try:
+        journal = node.pool.journal(image_id)
+    except errors.NotFound:
+        return
+    try:
+        with suppress(errors.NotFound):
+            journal.unregister(journal_client(node.node_id))
+    finally:
+        journal.close()
+    with suppress(errors.NotFound):
+        image = node.pool.open(image_id, read_only=False)
+        try:
+            image.remove_metadata(JOURNAL_LIMIT)
+        finally:
+            image.close()
 
 
 def awaited(document: NodeDocument, newest: Position | None) -> bool:
@@ -99,19 +121,35 @@ def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) ->
 
 def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
     if node.pool.image_id(branch.image) != branch.image_id:
+        if swapping(document):
+            raise errors.Busy(
+                f"{document.full_name}: its branch was moving to a newer generation, and that was not finished",
+                f"Run 'rbdtree sync {document.full_name}': it goes on where it stopped.",
+            )
         raise errors.Diverged(
             f"{document.full_name}: its branch {spec(document, branch)} (id {branch.image_id}) is gone",
             f"Restore it ('rbd trash ls'), or give it up with 'rbdtree discard {document.full_name}'.",
         )
 
 
+def swapping(document: NodeDocument) -> bool:
+    """Whether a clone node is being swapped for one over a newer generation; then it held nothing unpublished."""
+    return document.kind is Kind.CLONE and document.intent is not None and bool(document.intent.image_id)
+
+
 def _switch(node: Node, branch: Branch, uplink: str, claim: Claim) -> NodeDocument:
+    if uplink != JOURNAL:
+        unfollow(node, branch.image_id)
     image = node.pool.open(branch.image_id, read_only=False)
     try:
+        if uplink == JOURNAL:
+            image.set_metadata(JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
         image.set_journaling(uplink == JOURNAL)
     finally:
         image.close()
-    return node.update(lambda d: replace(d, branch=replace(branch, uplink=uplink)), claim.cookie)
+    # Positions in a journal mean nothing in the next one.
+    changed = replace(branch, uplink=uplink, session="", taken=(), skip_to="", doubt=())
+    return node.update(lambda d: replace(d, branch=changed), claim.cookie)
 
 
 def make(
@@ -182,6 +220,7 @@ def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
                 )
             image.create_snapshot(since)
         if uplink == JOURNAL:
+            image.set_metadata(JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
             image.set_journaling(True)
     finally:
         image.close()
@@ -232,6 +271,7 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
         release_hold(sites, document)
     for image_id, name in document.discarding:
         if node.pool.image_id(name) == image_id:
+            unfollow(node, image_id)
             marks.unmark_image(node.pool, image_id)
             node.pool.trash(image_id, name, expiry_seconds)
         if discarded:
@@ -285,12 +325,13 @@ def give_up(document: NodeDocument) -> NodeDocument:
     if branch is None:
         return document
     mine = {p.push_id for p in own_pushes(document)}
-    discarding = ((branch.image_id, branch.image),) if branch.image_id else ()
+    images = [(branch.image_id, branch.image)] if branch.image_id else []
+    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staging]
     changed = replace(
         document,
         branch=None,
         pushes=tuple(p for p in document.pushes if p.push_id not in mine),
-        discarding=(*document.discarding, *discarding),
+        discarding=(*document.discarding, *images),
     )
     if document.kind is Kind.CLONE:
         # The next sync makes the node a new clone.

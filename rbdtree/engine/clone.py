@@ -62,6 +62,7 @@ class CloneEdge:
         self._claim = claim
         self._reporter = reporter
         self._expiry_seconds = expiry_seconds
+        self.stays = ""
         self._now = now
         self.document = child.read()
         self.name = self.document.full_name
@@ -101,7 +102,9 @@ class CloneEdge:
             over, foreign = self._stands_on(image, above)
             state = replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
             if document.branch and not foreign and image.image_id == document.branch.image_id:
-                stays = self._branch_stays(max(upstream, default=None), state.used_by)
+                newest = max(upstream, default=None)
+                stays = self._branch_stays(newest, state.used_by)
+                self.stays = stays if newest and over and newest > over else ""
                 state = replace(state, stays=stays, used_by=())
             return state
         finally:

@@ -6,6 +6,7 @@ librbd reports what was written; a rewrite of equal bytes is no change, and must
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from rbdtree.engine import delta
 from rbdtree.engine.copy import chunks
@@ -16,7 +17,7 @@ from rbdtree.ports import Image, Pool
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
-_READERS = 8
+_READERS = 4
 
 
 def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Iterator[list[Pair]]:
@@ -29,9 +30,11 @@ def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Itera
             return []
         found: list[Pair] = []
         for offset, length in pieces:
-            low = offset - start
-            for first, last in differing(mine[low : low + length], theirs[low : low + length], SECTOR):
-                found.append((offset + first, last - first))
+            # Sectors of the volume, wherever the piece begins.
+            whole = min(length, -offset % SECTOR)
+            for low, high in ((offset, offset + whole), (offset + whole, offset + length)):
+                ours, others = mine[low - start : high - start], theirs[low - start : high - start]
+                found += [(low + first, last - first) for first, last in differing(ours, others, SECTOR)]
         return found
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="compare") as threads:
@@ -49,8 +52,24 @@ def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Itera
                 yield found
 
 
+def whole_sectors(extents: Extents, size: int) -> Extents:
+    """The sectors that any of these bytes lie in; ``size``: of the volume, which may end inside one."""
+    grown = (
+        (first, max(offset + length, min(-(-(offset + length) // SECTOR) * SECTOR, size)) - first)
+        for offset, length in extents
+        for first in (offset - offset % SECTOR,)
+    )
+    return Extents.of(grown)
+
+
 def of_push(pool: Pool, push: Push, newer: Image) -> Iterator[list[Pair]]:
-    """Extents of a push that lies in this pool; ``newer`` is its image, open at its later snapshot."""
+    """Extents of a push that lies in this pool; ``newer`` is its image, open at its later snapshot.
+
+    Whole sectors of one that is forced over others' bytes: they would be merged with its own otherwise."""
+    if push.force:
+        exact = collect(of_push(pool, replace(push, force=False), newer))
+        yield list(whole_sectors(exact, newer.size()))
+        return
     if push.extents:
         yield list(push.extents)
         return

@@ -87,6 +87,7 @@ def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -
 def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
     """Bytes that the push changes and that others changed since its base, and that are not equal by chance."""
     document, node = root.document, root.node
+    sectors = extents.whole_sectors(wanted, root.image.size())
     there = ends.present(document, root.image)
     if all(g.position != push.base for g in there):
         return (Evidence("base gone", "", push.base, wanted.total, wanted.pairs[:_SHOWN]),)
@@ -99,7 +100,7 @@ def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
     newest = node.pool.open(document.image_id, snapshot_name(document.tree_id, line[-1].position))
     try:
         for before, generation in reversed(list(pairwise(line))):
-            changed = _changed(node, document.image_id, document.tree_id, before, generation, wanted)
+            changed = _changed(node, document.image_id, document.tree_id, before, generation, sectors)
             if generation.exact and generation.push.startswith(f"{push.owner}:"):
                 settled = settled.union(changed)
                 continue

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import extents, marks, publish
+from rbdtree.engine import ends, extents, marks, publish
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target
-from rbdtree.engine.node import Node
+from rbdtree.engine.node import Node, cluster_of
 from rbdtree.model.document import Evidence, Kind, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
 from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
@@ -24,14 +24,19 @@ FEW = 1024
 
 @dataclass
 class PushOutcome:
-    """What became of a node's pushes: published where, refused why, or how far they came."""
+    """What became of a node's pushes: published where, refused why, or how far they came.
+
+    ``waiting``: that many are neither yet. ``stopped``: why it went no further; ``border``: only because the next
+    cluster is none of this host's, and the host above goes on."""
 
     node: str
     staged: int = 0
     sent_bytes: int = 0
     published: list[Position] = field(default_factory=list)
     refused: list[Push] = field(default_factory=list)
+    waiting: int = 0
     stopped: errors.Error | None = None
+    border: bool = False
 
 
 def stage(sites: Sites, node: Node) -> int:
@@ -43,8 +48,14 @@ def stage(sites: Sites, node: Node) -> int:
         if document.branch is None and any(p.owner != document.ref.node_id for p in document.pushes):
             return 0
         document = branches.remake(sites, node, document, claim)
-        document = _taken(node, document, claim)
-        report = branches.look(node, document)
+        document = seal_taken(node, document, claim)
+        try:
+            report = branches.look(node, document)
+        except errors.Busy:
+            if not branches.swapping(document):
+                raise
+            # The sync that moves it goes on; whatever was written since is found behind it.
+            return len(branches.own_pushes(document))
         refused = next((p for p in report.pushes if p.state is PushState.CONFLICT), None)
         if refused:
             raise conflict(document, refused)
@@ -82,7 +93,7 @@ def _describe(evidence: Evidence) -> str:
             return f"{where} were changed by {evidence.author} in generation {evidence.position}"
 
 
-def _taken(node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
+def seal_taken(node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
     """Finishes a push whose snapshot may or may not have been taken."""
     for push in document.pushes:
         if push.state is PushState.TAKING and push.owner == document.ref.node_id:
@@ -189,6 +200,7 @@ def _copy(
     image_id = staging(sites, parent, above, push, name)
     head = parent.pool.open(image_id, read_only=False)
     try:
+        _take_over(sites, above, head)
         if head.size() != source.size():
             head.resize(source.size())
         names = {s.name for s in head.snapshots()}
@@ -201,7 +213,8 @@ def _copy(
             Copy(
                 source,
                 [target],
-                [list(wanted)],
+                # Whole sectors: what is compared with others' writes, and what a forced push is.
+                [list(extents.whole_sectors(wanted, head.size()))],
                 check=claim.check,
                 progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
             ).run()
@@ -217,6 +230,15 @@ def _copy(
     )
     parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
     return wanted.total
+
+
+def _take_over(sites: Sites, above: NodeDocument, head: Image) -> None:
+    """Fences whoever has a staged image open: only pushers ever do, and with the claim here that one is dead.
+
+    RBD would wait 30 s for its lock, and as long for its answer at every snapshot."""
+    cluster = cluster_of(sites, above.ref)
+    for address in {*head.watchers(), head.lock_owner()} - {None, cluster.address()}:
+        cluster.fence(str(address))
 
 
 def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Extents) -> None:
@@ -247,7 +269,12 @@ def staging(sites: Sites, parent: Node, above: NodeDocument, push: Push, name: s
         replica = parent if above.replica.node_id == parent.node_id else Node.at(sites, above.replica)
         document = replica.read()
         # Only the bytes that are copied into it matter: any generation will do to stand on.
-        base = document.generation(push.base) or document.newest
+        image = replica.pool.open(document.image_id)
+        try:
+            there = ends.present(document, image)
+        finally:
+            image.close()
+        base = next((g for g in there if g.position == push.base), there[-1] if there else None)
         if base is None:
             raise errors.NotFound(f"{document.full_name} has no generation", "Run 'rbdtree sync' first.")
         found = replica.pool.clone(document.image_id, snapshot_name(document.tree_id, base.position), parent.pool, name)
@@ -300,6 +327,17 @@ def climb(sites: Sites, node: Node) -> tuple[list[Node], errors.Error | None]:
     return chain, None
 
 
+def _at_border(sites: Sites, node: Node) -> bool:
+    """Whether the parent is on a cluster that this host's configuration does not know."""
+    parent = node.read().parent
+    try:
+        return parent is not None and not Node.at(sites, parent)
+    except errors.NotFound:
+        return True
+    except errors.Error:
+        return False
+
+
 def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
     """What the branch holds, staged and carried."""
     staged = stage(sites, node)
@@ -310,8 +348,11 @@ def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) 
 
 def carry(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
     """What is staged at the node, all the way up as far as this host reaches, and the verdict back."""
-    outcome = PushOutcome(node.read().full_name)
+    document = node.read()
+    outcome = PushOutcome(document.full_name)
+    under_way = {p.push_id for p in branches.own_pushes(document)}
     chain, outcome.stopped = climb(sites, node)
+    outcome.border = outcome.stopped is not None and _at_border(sites, chain[-1])
     top = chain[-1].read()
     leases = top.leases if top.kind is Kind.ROOT else None
     try:
@@ -323,11 +364,13 @@ def carry(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False)
         outcome.stopped = error
     for hop in reversed(chain[:-1]):
         hear(sites, hop)
-    document = node.read()
-    for mine in document.pushes:
-        if mine.owner == document.ref.node_id:
-            if mine.state is PushState.PUBLISHED and mine.position:
-                outcome.published.append(mine.position)
-            elif mine.state is PushState.CONFLICT:
-                outcome.refused.append(mine)
+    for mine in node.read().pushes:
+        if mine.push_id not in under_way:
+            continue
+        if mine.state is PushState.PUBLISHED and mine.position:
+            outcome.published.append(mine.position)
+        elif mine.state is PushState.CONFLICT:
+            outcome.refused.append(mine)
+        else:
+            outcome.waiting += 1
     return outcome

@@ -76,13 +76,15 @@ def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
             pool.rename(branch.image, spec.image)
         # The document last: whoever dies here finds all of it again.
         branches.remove_snapshots(pool, branch.image_id, document.tree_id)
+        branches.unfollow(node, branch.image_id)
         marks.unmark_image(pool, branch.image_id)
 
         def change(d: NodeDocument) -> NodeDocument:
-            return replace(branches.give_up(d), discarding=d.discarding)
+            given = branches.give_up(d)
+            return replace(given, discarding=tuple(i for i in given.discarding if i[0] != branch.image_id))
 
         branches.release_hold(sites, document)
-        node.update(change, claim.cookie)
+        branches.clear(sites, node, node.update(change, claim.cookie), claim)
         branches.pin(sites, node)
     kind = "its clone" if document.kind is Kind.CLONE else "the branch"
     return f"{kind} of {document.full_name} is {spec} now, an ordinary image with all its writes"

@@ -146,6 +146,7 @@ class Sync:
 
     def _mirror(self, node: Node, desk: Desk, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
+            self._before(node, claim)
             edge = MirrorEdge(self._sites, node, claim, self._reporter)
             try:
                 self._rounds(edge, outcome, desk, claim)
@@ -156,10 +157,19 @@ class Sync:
 
     def _clone(self, node: Node, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
+            self._before(node, claim)
             edge = CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds)
             self._rounds(edge, outcome, None, claim)
+            if claim and edge.stays:
+                self._reporter.note(outcome.node, f"its branch {edge.stays}")
             if claim:
                 self._after(node, claim)
+
+    def _before(self, node: Node, claim: Claim | None) -> None:
+        """A discard that was not finished: the image in the way is none of the node's any more."""
+        document = node.read()
+        if claim and document.discarding:
+            branches.clear(self._sites, node, document, claim, self._expiry_seconds)
 
     def _after(self, node: Node, claim: Claim) -> None:
         """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""

@@ -154,7 +154,8 @@ class Branch:
 
     ``since`` is the snapshot after which nothing has been pushed yet (a journal uplink renews it when it is idle).
     Of a journal uplink: ``session`` is whoever runs it, ``taken`` the journal position (object, tag, entry; newest
-    first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are in that.
+    first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are
+    in that. ``doubt``: published in the journal's order, which may not be the image's; to be compared at the next mark.
     """
 
     image: str
@@ -165,6 +166,7 @@ class Branch:
     session: str = ""
     taken: tuple[tuple[int, int, int], ...] = ()
     skip_to: str = ""
+    doubt: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +357,7 @@ def _pairs(raw: list[list[int]]) -> tuple[Pair, ...]:
 
 def _branch(raw: dict[str, Any]) -> Branch:
     taken = tuple((number, tag, entry) for number, tag, entry in raw["taken"])
-    return Branch(**{**raw, "base": Position.parse(raw["base"]), "taken": taken})
+    return Branch(**{**raw, "base": Position.parse(raw["base"]), "taken": taken, "doubt": _pairs(raw.get("doubt", []))})
 
 
 def _push(raw: dict[str, Any]) -> Push:

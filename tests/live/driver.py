@@ -35,6 +35,7 @@ MUTATING = {
         "submit_write submit_zero flush resize create_snapshot remove_snapshot set_metadata remove_metadata break_lock"
     ),
     "rbdtree.ceph.cluster.Cluster": "fence",
+    "rbdtree.ceph.journal.Journal": "register unregister commit",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from live.world import TREE, noise
 
-from .volume import KIB, MIB, REFUSED, Volume
+from .volume import KIB, MIB, MISUSED, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
 AT = 5 * MIB + 8192
@@ -49,6 +49,70 @@ def test_disjoint_writers_512_bytes_apart(rivals: Volume) -> None:
     rivals.settled()
 
 
+def resolve(volume: Volume, how: str, mine: dict[int, bytes], held: bytes) -> None:
+    """One of the three ways, and what the branch's bytes became."""
+    import rbd
+
+    if how == "ours":
+        volume.cli("resolve", f"{TREE}/m", "--take", "ours")
+        volume.expect(mine)
+        before = volume.newest()
+        volume.push("m", "--wait")
+        assert volume.newest() == before + 1
+        return
+    if how == "theirs":
+        asked = volume.cli("resolve", f"{TREE}/m", "--take", "theirs", code=None)
+        assert asked.code == MISUSED, asked
+        assert volume.branch_bytes("m") == held
+        volume.cli("resolve", f"{TREE}/m", "--take", "theirs", "--yes")
+        assert volume.document("m").branch is None
+        with volume.ioctx("b") as ioctx:
+            (entry,) = rbd.RBD().trash_list(ioctx)
+            rbd.RBD().trash_restore(ioctx, entry["id"], "parked")
+    else:
+        volume.cli("resolve", f"{TREE}/m", "--park", "parked")
+    with volume.at("b", "parked") as image:
+        assert image.read(0, image.size()) == held
+        assert not list(image.list_snaps())
+        assert not list(image.metadata_list())
+    with volume.ioctx("b") as ioctx:
+        rbd.RBD().remove(ioctx, "parked")
+
+
+def test_a_forced_push_is_whole_sectors(rivals: Volume) -> None:
+    """Ours taken, nothing of the others' stays in a sector of ours; nor is an earlier write of our own taken back."""
+    with rivals.on_branch("m") as image:
+        image.write(b"early", AT + 300)
+        image.flush()
+        rivals.push("m")
+        rivals.sync()
+        rivals.put("k", {AT + 200: b"others", AT + 600: b"others"})
+        rivals.push("k")
+        image.write(b"late", AT + 10)
+        image.flush()
+        rivals.push("m", code=REFUSED)
+        rivals.cli("resolve", f"{TREE}/m", "--take", "ours")
+        rivals.push("m")
+        rivals.expect({AT: image.read(AT, 512)})
+    rivals.check_model()
+    rivals.sync()
+    rivals.sync()
+    rivals.settled()
+
+
+def test_two_writers_of_one_sector_meet(rivals: Volume) -> None:
+    """Other bytes of it: nothing is ever merged inside a sector, at either end of a longer write too."""
+    for offset, other in ((AT + 10, AT + 500), (9 * MIB - 100, 9 * MIB - 512)):
+        length = 5 if offset == AT + 10 else 612
+        rivals.put("k", {other: noise(5, "k")})
+        rivals.push("k")
+        rivals.put("m", {offset: noise(length, "m")}, expect=False)
+        rivals.push("m", code=REFUSED)
+        rivals.check_model()
+        rivals.cli("resolve", f"{TREE}/m", "--take", "theirs", "--yes")
+        rivals.sync()
+
+
 @pytest.mark.release
 @pytest.mark.parametrize("how", ["ours", "theirs", "park"])
 def test_overlapping_writers(rivals: Volume, how: str) -> None:
@@ -69,38 +133,7 @@ def test_overlapping_writers(rivals: Volume, how: str) -> None:
     assert held[AT : AT + 1024] == noise(1024, "m")
     assert held[9 * MIB : 9 * MIB + 700] == noise(700, "only m")
     assert rivals.branch("m") == "vol-m-branch"
-    if how == "ours":
-        rivals.cli("resolve", f"{TREE}/m", "--take", "ours")
-        rivals.expect(mine)
-        before = rivals.newest()
-        rivals.push("m", "--wait")
-        assert rivals.newest() == before + 1
-    elif how == "theirs":
-        refused = rivals.cli("resolve", f"{TREE}/m", "--take", "theirs", code=None)
-        assert refused.code == 22, refused
-        assert rivals.branch_bytes("m") == held
-        rivals.cli("resolve", f"{TREE}/m", "--take", "theirs", "--yes")
-        assert rivals.document("m").branch is None
-        with rivals.ioctx("b") as ioctx:
-            import rbd
-
-            (entry,) = rbd.RBD().trash_list(ioctx)
-            rbd.RBD().trash_restore(ioctx, entry["id"], "kept")
-        with rivals.at("b", "kept") as image:
-            assert image.read(0, image.size()) == held
-            assert not list(image.list_snaps())
-        with rivals.ioctx("b") as ioctx:
-            rbd.RBD().remove(ioctx, "kept")
-    else:
-        rivals.cli("resolve", f"{TREE}/m", "--park", "parked")
-        with rivals.at("b", "parked") as image:
-            assert image.read(0, image.size()) == held
-            assert not list(image.list_snaps())
-            assert not list(image.metadata_list())
-        with rivals.ioctx("b") as ioctx:
-            import rbd
-
-            rbd.RBD().remove(ioctx, "parked")
+    resolve(rivals, how, mine, held)
     rivals.cli("resolve", f"{TREE}/m", "--take", "ours", code=2)
     rivals.sync()
     rivals.sync()

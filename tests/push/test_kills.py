@@ -1,6 +1,6 @@
 """``kill -9`` wherever a push, a resolve, a discard, a branch or a move may die: done again, each is done once.
 
-RBDTREE_TEST_EVERY=1 kills at every call that changes something, the default at every fifth.
+RBDTREE_TEST_EVERY=1 kills at every call that changes something, the default at every ninth.
 """
 
 import itertools
@@ -15,8 +15,13 @@ from .volume import MIB, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
 
-EVERY = int(os.environ.get("RBDTREE_TEST_EVERY", "5"))
+EVERY = int(os.environ.get("RBDTREE_TEST_EVERY", "9"))
 SOON = 15.0
+
+
+@pytest.fixture(autouse=True)
+def _processes(volume: Volume) -> None:
+    volume.apart = True
 
 
 def killed_everywhere(
@@ -26,7 +31,7 @@ def killed_everywhere(
     every: int = EVERY,
     first: int = 1,
 ) -> int:
-    """Runs the command of ``before`` again and again, killed further on each time; ``after`` each. How often it took."""
+    """Runs the command of ``before`` again and again, killed further on each time, then ``after``; how far it came."""
     for turn in itertools.count():
         number = first + turn * every
         words = before(turn)
@@ -66,7 +71,7 @@ def test_a_push_at_every_call(volume: Volume) -> None:
         volume.put("leaf", piece(turn))
         return ("push", f"{TREE}/leaf")
 
-    def after(turn: int) -> None:
+    def after(_: int) -> None:
         volume.check()
         done = volume.push("leaf", "--wait")
         assert done.seconds < SOON, done
@@ -92,7 +97,7 @@ def test_a_clones_push_and_move_at_every_call(volume: Volume) -> None:
         volume.put("k", piece(turn))
         return ("push", f"{TREE}/k", "--wait")
 
-    def after(turn: int) -> None:
+    def after(_: int) -> None:
         volume.check()
         volume.push("k", "--wait")
         assert volume.newest() == newest + 1
@@ -115,7 +120,7 @@ def test_a_mirrors_move_at_every_call(volume: Volume) -> None:
         volume.push("m")
         return ("sync", TREE)
 
-    def after(turn: int) -> None:
+    def after(_: int) -> None:
         volume.check()
         volume.sync()
         volume.sync()
@@ -209,7 +214,7 @@ def test_branching_and_discarding_at_every_call(volume: Volume, name: str) -> No
     volume.step()
     every = max(1, EVERY // 2)
 
-    def after_branch(turn: int) -> None:
+    def after_branch(_: int) -> None:
         volume.check()
         volume.sync()
         first = volume.branch(name)

@@ -149,7 +149,11 @@ def test_ext4_handed_back_and_forth(volume: Volume, tmp_path: Path) -> None:
         script.write_text("\n".join(commands) + "\n")
         run("debugfs", "-w", "-f", script, disk)
         after = disk.read_bytes()
-        changed = {at: after[at : at + 1024] for at in range(0, len(after), 1024) if after[at : at + 1024] != before[at : at + 1024]}
+        changed = {
+            at: after[at : at + 1024]
+            for at in range(0, len(after), 1024)
+            if after[at : at + 1024] != before[at : at + 1024]
+        }
         volume.put(name, changed)
         volume.push(name)
         volume.cli("lease", "release", f"{TREE}/{name}")

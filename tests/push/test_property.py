@@ -138,7 +138,6 @@ class Model:
         """The generation is the one before it, with the writer's sectors."""
         wanted = bytearray(self.generations[number - 1])
         for at in changed:
-            # librbd tells changes to the byte: beside them another's bytes of the sector would stay.
             wanted[at : at + SECTOR] = writer.now[at : at + SECTOR]
         wrong = self.differing(self.generations[number], bytes(wanted))
         assert not wrong, f"{writer.name} in {number}: {len(wrong)} sectors are wrong, {wrong[:4]}"
@@ -148,6 +147,7 @@ class Model:
 
     def resolve(self, name: str) -> None:
         volume, writer = self.volume, self.writers[name]
+        self.log.append(f"  {name} was refused")
         if self.chosen.random() < 0.5:
             volume.cli("resolve", f"{TREE}/{name}", "--take", "theirs", "--yes")
             del self.writers[name]
@@ -164,7 +164,7 @@ class Model:
         return [at for at in range(0, SIZE, SECTOR) if one[at : at + SECTOR] != other[at : at + SECTOR]]
 
     def clash(self, writer: Writer, changed: list[int], until: int) -> list[int]:
-        """Sectors of ``changed`` that others changed since the writer's base, after its own last word, to other bytes."""
+        """Sectors of ``changed`` that others changed to other bytes since the writer's base or its own last word."""
         settled: set[int] = set()
         found = []
         for number in range(until, writer.base.sequence, -1):

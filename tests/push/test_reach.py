@@ -21,9 +21,7 @@ class Hosts:
     def at(self, sites: str, *words: object, code: int | None = 0) -> Done:
         path = self.directory / f"{sites}.toml"
         pools = self.volume.pools
-        path.write_text(
-            "\n".join(f'[sites.{s}]\nconf = "{pools.conf(s)}"\npools = ["{pools.name}"]\n' for s in sites)
-        )
+        path.write_text("\n".join(f'[sites.{s}]\nconf = "{pools.conf(s)}"\npools = ["{pools.name}"]\n' for s in sites))
         done: Done = self.volume.process("--config", path, *words, code=code)
         return done
 

@@ -140,11 +140,14 @@ def test_a_push_larger_than_its_window(volume: Volume) -> None:
             image.write(unit, (number * 3 // 2) * MIB)
         image.flush()
     script = (
-        "import resource, sys; from rbdtree_cli.main import run; code = run(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        "import sys; from rbdtree.engine import copy; copy.WINDOW = 16 << 20; "
+        "from rbdtree_cli.main import run; code = run(sys.argv[1:]); "
+        "print('peak', open('/proc/self/status').read().split('VmHWM:')[1].split()[0]); sys.exit(code)"
     )
     words = ["--config", str(volume.pools.config), "push", f"{TREE}/m", "--wait"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done
     peak = int(done.stdout.rpartition("peak ")[2]) << 10
     with volume.image("root", read_only=True) as image:

@@ -1,7 +1,7 @@
 """A tree whose nodes write: ``live.world.World`` with branches, and a model of what the volume should hold.
 
-    volume.init(size=16 << 20); volume.add("m", "root", "mirror", "b"); volume.step()
-    volume.put("m", {4096: b"..."}); volume.push("m"); volume.settled()
+volume.init(size=16 << 20); volume.add("m", "root", "mirror", "b"); volume.step()
+volume.put("m", {4096: b"..."}); volume.push("m"); volume.settled()
 """
 
 import io
@@ -32,14 +32,20 @@ REFUSED, BUSY, UNSUPPORTED, MISUSED = 78, 16, 95, 22
 
 
 class Volume(World):
-    """The tree and ``model``: the bytes that the newest generation at the root should have."""
+    """The tree and ``model``: the bytes that the newest generation at the root should have.
+
+    ``apart``: commands run in processes of their own, as users run them, and not in this one.
+    """
 
     def __init__(self, pools: Any) -> None:
         super().__init__(pools)
         self.model = bytearray()
+        self.apart = False
 
     def cli(self, *words: object, code: int | None = 0, seconds: float = 60) -> Done:
         """As a process of its own would do it, but with this process' connections: starting costs more than pushing."""
+        if self.apart:
+            return super().cli(*words, code=code, seconds=seconds)
         sites, began = self.sites, time.monotonic()
 
         class Here(Session):
@@ -140,7 +146,9 @@ class Volume(World):
         wanted = [g for g in document.generations if sequence in (None, g.position.sequence)]
         name = snapshot_name(document.tree_id, wanted[-1].position)
         ref = document.ref
-        with self.at(ref.site, None, name, namespace=ref.namespace, image_id=document.image_id, read_only=True) as image:
+        with self.at(
+            ref.site, None, name, namespace=ref.namespace, image_id=document.image_id, read_only=True
+        ) as image:
             return bytes(image.read(0, image.size()))
 
     def check_model(self) -> None:
@@ -209,7 +217,7 @@ class Volume(World):
         images = {d.image_id for d in documents.values()} | {d.branch.image_id for d in documents.values() if d.branch}
         for mark in marks:
             assert mark.kind != "lock", mark
-            kind, _, key = mark.detail.partition(".")
+            key = mark.detail.partition(".")[2]
             assert mark.kind != "directory" or key in nodes | images, f"nobody's: {mark}"
             if mark.kind == "snapshot" and ".push." in mark.where:
                 number = int(mark.where.rpartition(".")[2])
@@ -226,7 +234,24 @@ class Volume(World):
         if document.branch is None or not document.branch.image_id:
             super()._check_clone(name, document, truth)
             return
+        with self.ioctx(document.ref.site, document.ref.namespace) as ioctx:
+            import rbd
+
+            try:
+                with rbd.Image(ioctx, document.ref.image, read_only=True) as image:
+                    whole = image.id() == document.branch.image_id
+                    snapshots = [s["name"] for s in image.list_snaps()]
+                    parent = image.get_parent_image_spec()["snap_name"]
+            except rbd.ImageNotFound:
+                return
+        if not whole:
+            # Being swapped, parked or discarded.
+            return
+        over = parse_snapshot_name(parent)
+        assert over is None or over[1] == document.branch.base, f"{name} stands on {parent}"
         since = push_snapshot_name(document.tree_id, 0)
+        if since not in snapshots:
+            return
         same = self.hash_of(document, since) == truth[document.branch.base]
         assert same, f"{name} does not stand on {document.branch.base}"
 
