@@ -508,7 +508,7 @@ class Pool:
     def break_claim(self, name: str, info: ClaimInfo) -> None:
         self._drop_claim(name, (info.cookie, info.holder))
 
-    def full(self, image_id: str = "") -> str | None:  # noqa: ARG002
+    def full(self, image_id: str = "") -> str | None:
         used = sum(len(volume.objects) for volume in self.place.images.values())
         limit = self.place.capacity
         return f"pool {self.name} is full" if limit is not None and used >= limit else None
