@@ -64,8 +64,13 @@ def main() -> None:
             figures["children"][count] = found
             middle = {name: statistics.median(values) for name, values in found.items()}
             rows.append(
-                [str(count), f"{middle['full_mib']:.1f}", f"{middle['full_seconds']:.2f}"]
-                + [f"{middle['mib']:.1f}", f"{middle['seconds']:.2f}"]
+                [
+                    str(count),
+                    *(
+                        f"{middle[name]:.{1 if 'mib' in name else 2}f}"
+                        for name in ("full_mib", "full_seconds", "mib", "seconds")
+                    ),
+                ]
             )
             for child in children:
                 b.remove(child)

@@ -28,6 +28,7 @@ from cable import enter
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "wan"
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 Result = TypeVar("Result")
 
 
@@ -99,12 +100,18 @@ class Sites:
             self._lay()
             self._boot()
         except BaseException:
-            self._undo.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._undo.close()
+        # A second signal must not cut the clean-up short.
+        kept = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+        try:
+            self._undo.close()
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
 
     def _lay(self) -> None:
         a, b = self.a, self.b
@@ -128,11 +135,13 @@ class Sites:
             [ROOT / "ceph-dev/down", "--dir", self.directory, "--purge"],
             stdout=subprocess.DEVNULL,
         )
-        boots = []
+        boots: list[subprocess.Popen[bytes]] = []
+        # Also when a signal comes meanwhile, the clean-up begins only after these have ended.
+        self._undo.callback(lambda: [boot.wait() for boot in boots])
         for site in (self.a, self.b):
-            argv = [ROOT / "ceph-dev/up", "--dir", self.directory, "--netns", site.netns]
+            argv = [ROOT / "ceph-dev/up", "--dir", self.directory, "--netns", site.netns, "--addr", site.address]
             argv += [part for line in self._conf for part in ("--conf", line)]
-            boots.append(subprocess.Popen([*argv, "--addr", site.address, site.name], stdout=subprocess.DEVNULL))
+            boots.append(subprocess.Popen([*argv, site.name], stdout=subprocess.DEVNULL))
         codes = [boot.wait() for boot in boots]
         if any(codes):
             raise SystemExit("a cluster did not come up")
@@ -170,7 +179,7 @@ def orderly() -> None:
     def leave(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS[:2]:
         signal.signal(number, leave)
 
 

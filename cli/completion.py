@@ -31,7 +31,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run_completion(session: Session) -> int:
     import argcomplete
 
-    print(argcomplete.shellcode(["rbdtree"], shell=session.options.shell))
+    code = argcomplete.shellcode(["rbdtree"], shell=session.options.shell)
+    if session.options.shell == "zsh" and not code.strip():
+        # argcomplete 2 has none of its own for zsh, which can use bash's.
+        code = "autoload -U +X bashcompinit && bashcompinit\n" + argcomplete.shellcode(["rbdtree"], shell="bash")
+    print(code)
     return 0
 
 

@@ -61,6 +61,8 @@ def run_status(session: Session) -> int:
     wanted = session.whole(session.options.tree) if session.options.tree is not None else None
     forest = look(session.sites, wanted)
     trees = [forest.tree(wanted)] if wanted else [tree for tree in forest.trees if tree.members]
+    if not trees and forest.problems:
+        raise forest.problems[0]
     for problem in forest.problems:
         session.warn(problem)
     found = [reports.report(session.sites, tree, check=not session.options.quick) for tree in trees]
@@ -69,9 +71,9 @@ def run_status(session: Session) -> int:
         session.put({"trees": [_tree(report) for report in found], "problems": problems}, "")
     elif found:
         render.status(found)
-    elif not problems:
+    else:
         print("no trees; make one with 'rbdtree init TREE --node NAME --image SITE:POOL/IMAGE'")
-    return 0 if found or not problems else forest.problems[0].exit_code
+    return 0
 
 
 def _tree(report: reports.TreeReport) -> dict[str, Any]:

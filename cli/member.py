@@ -186,8 +186,19 @@ def _expiry(session: Session) -> float:
         raise errors.UsageError(str(error), "Write for example --expiry 7d.") from error
 
 
+def _leaving(session: Session) -> tuple[Tree, Member]:
+    """The node. ``NotFound`` too where it left but for a last trace, which is taken away."""
+    try:
+        return session.find(session.options.node)
+    except errors.NotFound as error:
+        name = NodeName.parse(session.options.node)
+        if not name.node or session.dry_run or not membership.sweep_left(session.sites, name):
+            raise
+        raise errors.NotFound(f"{name} had left already; its last trace is gone now") from error
+
+
 def run_remove(session: Session) -> int:
-    tree, member = session.find(session.options.node)
+    tree, member = _leaving(session)
     expiry = _expiry(session)
     if session.options.forget:
         return _forget(session, tree, member)
@@ -196,7 +207,7 @@ def run_remove(session: Session) -> int:
 
 
 def run_detach(session: Session) -> int:
-    tree, member = session.find(session.options.node)
+    tree, member = _leaving(session)
     said = membership.leave(session.sites, tree, member, keep=True, expiry_seconds=0, dry_run=session.dry_run)
     return _left(session, tree, member, said)
 

@@ -485,6 +485,13 @@ class Pool:
                 raise errors.Busy(f"{name} is claimed")
             self.place.claims[name] = _Held(cookie, self.address, owner, self.storage.clock() + seconds)
 
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        with self.storage.guard:
+            self._alive()
+            if self._holder(name) is None:
+                raise errors.NotFound(f"the claim on {name} ran out")
+            self.claim(name, cookie, owner, seconds)
+
     def unclaim(self, name: str, cookie: str) -> None:
         self._drop_claim(name, (cookie, self.address))
 
@@ -508,7 +515,7 @@ class Pool:
     def journal(self, image_id: str) -> Journal:
         raise errors.NotFound(f"image {image_id} has no journal")
 
-    def full(self) -> str | None:
+    def full(self, image_id: str = "") -> str | None:  # noqa: ARG002
         used = sum(len(volume.objects) for volume in self.place.images.values())
         limit = self.place.capacity
         return f"pool {self.name} is full" if limit is not None and used >= limit else None

@@ -236,6 +236,9 @@ class Pool(Protocol):
     def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
         """Takes or renews; ``Busy`` when another cookie or client holds it, ``NotFound`` without the document."""
 
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+        """Renews only: ``NotFound`` when it ran out, for it may have been another's meanwhile; ``Busy`` when it is."""
+
     def unclaim(self, name: str, cookie: str) -> None:
         """Nothing when this client does not hold it."""
 
@@ -246,8 +249,10 @@ class Pool(Protocol):
     def journal(self, image_id: str) -> Journal:
         """``NotFound`` for an image without one."""
 
-    def full(self) -> str | None:
-        """Why nothing can be written to the pool for want of space, in words; None when there is space."""
+    def full(self, image_id: str = "") -> str | None:
+        """Why nothing can be written for want of space, in words; None when there is space.
+
+        To the pool, or to the data pool of this image of it."""
 
 
 class Cluster(Protocol):

@@ -9,6 +9,7 @@ A dead worker does nothing any more, whichever of its threads asks.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -30,18 +31,28 @@ class Crash(BaseException):
 
 
 class Worker:
-    """A process with a client of its own."""
+    """A process with a client of its own. ``late``: reads and writes end on a thread of the backend, as librbd's do."""
 
-    def __init__(self, storages: dict[str, memory.Storage], dies_at: int | None = None, how: str = "before") -> None:
+    def __init__(
+        self,
+        storages: dict[str, memory.Storage],
+        dies_at: int | None = None,
+        how: str = "before",
+        late: Executor | None = None,
+    ) -> None:
         self.sites: Any = Part(memory.Sites(storages), self)
         self.effects: list[str] = []
         self.dead = False
         self._dies_at = dies_at
         self._how = how
+        self._late = late
         self._guard = threading.RLock()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         name = function.__name__
+        if self._late and name.startswith("submit_"):
+            self._late.submit(function, *arguments)
+            return None
         bare = [a.inner if isinstance(a, Part) else a for a in arguments]
         with self._guard:
             if self.dead:

@@ -8,6 +8,7 @@ that they are found.
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -68,6 +69,19 @@ def quiet_deaths() -> Iterator[None]:
         threading.excepthook = before
 
 
+class StopsAfter(Silent):
+    """A person who presses Ctrl-C when told for the n-th time how far the copy is."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.stop = threading.Event()
+
+    def copying(self, node: str, done_bytes: int, total_bytes: int | None) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.stop.set()
+
+
 class Trees(RuleBasedStateMachine):
     """A root at a, mirrors at b, clones beside either."""
 
@@ -84,9 +98,11 @@ class Trees(RuleBasedStateMachine):
 
     # -- helpers
 
-    def work(self, call: Callable[[Any], Any], dies_at: int | None = None, how: str = "before") -> Any:
+    def work(
+        self, call: Callable[[Any], Any], dies_at: int | None = None, how: str = "before", late: Executor | None = None
+    ) -> Any:
         """A process does something, and may die of it; None then, and others go on when its claims have run out."""
-        worker = Worker(self.storages, dies_at, how)
+        worker = Worker(self.storages, dies_at, how, late)
         with quiet_deaths():
             try:
                 answer = call(worker.sites)
@@ -144,11 +160,11 @@ class Trees(RuleBasedStateMachine):
 
     @initialize(objects=st.integers(1, 6))
     def begin(self, objects: int) -> None:
-        """A root, a mirror of it with a clone and a mirror below, all at the first generation."""
+        """A root, a mirror of it and a clone below, all at the first generation."""
         self.init(objects)
         self.write(0, LARGEST, 1)
         self.count = 1
-        for kind, above in ((Kind.MIRROR, "root"), (Kind.CLONE, "n2"), (Kind.MIRROR, "n2")):
+        for kind, above in ((Kind.MIRROR, "root"), (Kind.CLONE, "n2")):
             self.join(kind, self.documents()[above][1], False, None)
         self.cut(None, "before")
         self.sync_all()
@@ -266,6 +282,21 @@ class Trees(RuleBasedStateMachine):
     @rule(dies=effects, how=ways)
     def sync_all_and_die(self, dies: int, how: str) -> None:
         self.work(self.sync, dies, how)
+
+    @rule(after=st.integers(0, 12))
+    def sync_and_interrupt(self, after: int) -> None:
+        """Ctrl-C while something is copied: the worker leaves in good order."""
+
+        def interrupted(sites: Any) -> None:
+            reporter = StopsAfter(after)
+            run = sync.Sync(sites, reporter)
+            reporter.stop = run.stop
+            for outcome in run.run(self.tree(sites)):
+                fine = outcome.error is None or isinstance(outcome.error, errors.Interrupted)
+                assert fine or self.excused(outcome.error), repr(outcome.error)
+
+        with ThreadPoolExecutor(1) as late:
+            self.work(interrupted, late=late)
 
     @rule(node=seeds, number=seeds)
     def retire(self, node: int, number: int) -> None:
@@ -521,7 +552,7 @@ def elide_all_zeroes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         mirror,
         "Target",
-        lambda name, image, existing: Target(name, image, Extents()),  # noqa: ARG005
+        lambda name, image, existing: Target(name, image, Extents()),
     )
 
 
@@ -598,10 +629,39 @@ def die_everywhere(story: Story, how: str) -> int:
     raise AssertionError("the sync does not come to an end")
 
 
-@pytest.mark.parametrize("how", ["before", "after", "torn"])
-@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize(
+    ("story", "how"), [*((story, how) for story in STORIES for how in ("before", "after")), ("a write", "torn")]
+)
 def test_a_sync_may_die_at_any_effect(story: str, how: str) -> None:
     assert die_everywhere(STORIES[story], how) > 20
+
+
+def interrupted_everywhere() -> None:
+    for after in range(16):
+        trees = Trees()
+        trees.begin(6)
+        a_write(trees)
+        trees.cut(None, "before")
+        trees.sync_and_interrupt(after)
+        trees.check()
+        trees.sync_all()
+        trees.check()
+        trees.teardown()
+
+
+def test_a_sync_may_be_interrupted_anywhere() -> None:
+    interrupted_everywhere()
+
+
+def test_progress_that_counts_what_was_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(self: copying.Copy) -> None:
+        while self._open and self._open[0].pending == 0:
+            self.copied.done_bytes = self._open.popleft().end
+        self._progress(self.copied)
+
+    monkeypatch.setattr(copying.Copy, "_advance", advance)
+    with pytest.raises(AssertionError):
+        interrupted_everywhere()
 
 
 SEEDED = [

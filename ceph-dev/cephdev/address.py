@@ -53,9 +53,7 @@ def enter_namespace(name: str | None) -> None:
     try:
         handle = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Failure(
-            f"network namespace {name}: {error.strerror}; make it with: ip netns add {name}"
-        ) from None
+        raise Failure(f"network namespace {name}: {error.strerror}; make it with: ip netns add {name}") from None
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(handle, CLONE_NEWNET):

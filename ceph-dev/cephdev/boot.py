@@ -56,9 +56,7 @@ def bring_up(cluster: Cluster, wish: Wish) -> Outcome:
     with cluster.locked(make=True):
         marker = cluster.marker()
         remarks: tuple[str, ...] = ()
-        if marker is None and (
-            strangers := set(cluster.directory.iterdir()) - {cluster.directory / NEW_MARKER}
-        ):
+        if marker is None and (strangers := set(cluster.directory.iterdir()) - {cluster.directory / NEW_MARKER}):
             raise Failure(
                 f"{cluster.directory} has files in it ({min(strangers).name}, ...) and was not made by "
                 "ceph-dev; choose another name or --dir"
@@ -159,9 +157,7 @@ def build(cluster: Cluster, marker: Marker, wish: Wish, installed: release.Relea
             for store in stores:
                 store.result()
             running += [(daemon, daemon.start()) for daemon in others]
-            wait_for(
-                lambda: len(monitor.osds_up()) == len(osds), f"{cluster.name}: {len(osds)} OSDs up", running
-            )
+            wait_for(lambda: len(monitor.osds_up()) == len(osds), f"{cluster.name}: {len(osds)} OSDs up", running)
             if marker.mgr:
                 wait_for(lambda: monitor.manager() > 0, f"{cluster.name}: mgr.x available", running)
             monitor.check_pool(POOL, new=True)

@@ -105,9 +105,7 @@ def settings(block: str) -> dict[str, str]:
     return dict(setting(line) for line in block.replace("\\\n", "").splitlines() if line.strip())
 
 
-def text(
-    directory: Path, fsid: str, at: Address, *, objectstore: str, size: int | None, extra: dict[str, str]
-) -> str:
+def text(directory: Path, fsid: str, at: Address, *, objectstore: str, size: int | None, extra: dict[str, str]) -> str:
     if any(character in str(directory) for character in "\n#;\"'$"):
         raise Failure(f"ceph.conf cannot hold the path {directory}; choose another --dir")
     size = size or DEFAULT_SIZE[objectstore]

@@ -74,9 +74,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def add_wish(options: argparse.ArgumentParser) -> None:
     options.add_argument("--osds", type=int, default=1, metavar="N", help="OSDs in each cluster (1)")
-    options.add_argument(
-        "--mgr", action="store_true", help="a manager too: slower, but `ceph df` and the like work"
-    )
+    options.add_argument("--mgr", action="store_true", help="a manager too: slower, but `ceph df` and the like work")
     options.add_argument(
         "--objectstore",
         choices=("bluestore", "memstore"),
@@ -90,9 +88,7 @@ def add_wish(options: argparse.ArgumentParser) -> None:
         help="of each OSD, sparse: bytes, or 10G (bluestore 10G, memstore 1G)",
     )
     options.add_argument("--netns", metavar="NS", help="run in the network namespace /run/netns/NS")
-    options.add_argument(
-        "--addr", metavar="IP", help="IPv4 address of this machine or NS (a free one in 127.0.0.0/8)"
-    )
+    options.add_argument("--addr", metavar="IP", help="IPv4 address of this machine or NS (a free one in 127.0.0.0/8)")
     options.add_argument(
         "--conf",
         type=explained(cephconf.setting),
@@ -118,9 +114,7 @@ def explained(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 def wish_of(given: argparse.Namespace) -> boot.Wish:
     if given.osds < 1:
         raise Failure(f"--osds {given.osds}: a cluster needs at least one")
-    return boot.Wish(
-        given.osds, given.mgr, given.objectstore, given.size, given.netns, given.addr, tuple(given.conf)
-    )
+    return boot.Wish(given.osds, given.mgr, given.objectstore, given.size, given.netns, given.addr, tuple(given.conf))
 
 
 def report(answer: boot.Outcome | Failure) -> None:
@@ -314,9 +308,7 @@ def install() -> int:
     options = argparse.ArgumentParser(
         description="Install what Debian or Ubuntu packages ceph-dev and rbdtree need; only the missing ones."
     )
-    options.add_argument(
-        "--check", action="store_true", help="only say what is missing; exit code 1 if anything is"
-    )
+    options.add_argument("--check", action="store_true", help="only say what is missing; exit code 1 if anything is")
     given = options.parse_args()
     missing = packages.missing()
     if not missing:

@@ -27,9 +27,7 @@ def spawn(argv: list[str], output: Path) -> subprocess.Popen[bytes]:
     with _starting, output.open("ab") as log:
         if _cancelled.is_set():
             raise Failure(f"{argv[0]} was not started: interrupted")
-        return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
-        )
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ class Daemon:
         """True if it had to be killed although it was asked first."""
         stubborn = processes.end([self.must_run()], self.is_me, gently=gently)
         if self.pid() is not None:
-            raise Failure(
-                f"{self.directory.name}: {self.name} (pid {self.pid()}) does not end, even by SIGKILL"
-            )
+            raise Failure(f"{self.directory.name}: {self.name} (pid {self.pid()}) does not end, even by SIGKILL")
         return bool(stubborn)
 
     def resume(self) -> None:

@@ -16,9 +16,7 @@ PATIENCE = 60.0  # seconds; a boot takes about one
 TIMEOUTS = {"client_mount_timeout": "20", "rados_mon_op_timeout": "20", "rados_osd_op_timeout": "30"}
 
 
-def wait_for(
-    question: Callable[[], bool], what: str, started: list[tuple[Daemon, subprocess.Popen[bytes]]]
-) -> None:
+def wait_for(question: Callable[[], bool], what: str, started: list[tuple[Daemon, subprocess.Popen[bytes]]]) -> None:
     """Ask until yes; give up at once when one of the started daemons ends."""
     deadline = time.monotonic() + PATIENCE
     while not question():
@@ -49,9 +47,7 @@ class Monitor:
             import rados
             import rbd
         except ImportError as error:
-            raise Failure(
-                f"{error}; run ceph-dev/install, and run these scripts with /usr/bin/python3"
-            ) from None
+            raise Failure(f"{error}; run ceph-dev/install, and run these scripts with /usr/bin/python3") from None
         self._rados, self._rbd = rados, rbd
         self.client = rados.Rados(conffile=str(conf), rados_id="admin", conf=TIMEOUTS)
 

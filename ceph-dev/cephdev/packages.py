@@ -28,9 +28,7 @@ def install(packages: list[str]) -> None:
         update(privilege)
         fresh = True
     if unknown := [package for package in packages if not has_candidate(package)]:
-        raise Failure(
-            f"no configured package source has {' '.join(unknown)}; add one to /etc/apt and run this again"
-        )
+        raise Failure(f"no configured package source has {' '.join(unknown)}; add one to /etc/apt and run this again")
     if not apt_install(privilege, packages):
         if fresh:
             raise Failure("apt-get install failed, see above; put that right and run this again")
@@ -84,7 +82,5 @@ def stop_new(privilege: list[str], services: list[str]) -> None:
 
 
 def output(argv: list[str]) -> str:
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
-    )
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     return done.stdout

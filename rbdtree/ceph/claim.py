@@ -14,6 +14,7 @@ from rbdtree.ports import ClaimInfo
 NAME = "rbdtree.claim"
 _EXCLUSIVE = 1
 _MAY_RENEW = 1
+_MUST_RENEW = 2
 _REPLY_BYTES = 64 << 10
 
 
@@ -26,11 +27,14 @@ def _string(text: str) -> bytes:
     return struct.pack("<I", len(raw)) + raw
 
 
-def take(ioctx: rados.Ioctx, oid: str, cookie: str, owner: str, seconds: float, path: str) -> None:
-    """Takes the lock, or renews it when ``cookie`` holds it. ``Busy`` when somebody else does."""
+def take(
+    ioctx: rados.Ioctx, oid: str, cookie: str, owner: str, seconds: float, path: str, *, renew: bool = False
+) -> None:
+    """Takes the lock, or renews it when ``cookie`` holds it (``renew``: only that, else ``NotFound``). ``Busy`` when
+    somebody else does."""
     whole = int(seconds)
     body = _string(NAME) + bytes([_EXCLUSIVE]) + _string(cookie) + _string("") + _string(owner)
-    body += struct.pack("<IIB", whole, int((seconds - whole) * 1e9), _MAY_RENEW)
+    body += struct.pack("<IIB", whole, int((seconds - whole) * 1e9), _MUST_RENEW if renew else _MAY_RENEW)
     with translated(f"claim {path}/{oid}"):
         ioctx.execute(oid, "lock", "lock", _frame(body), _REPLY_BYTES)
 

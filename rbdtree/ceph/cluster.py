@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import rados
@@ -29,6 +30,12 @@ _OPTIONS = {
 }
 
 
+@dataclass
+class _Lane:
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    handle: rados.Rados | None = None
+
+
 class Cluster:
     """A connected site."""
 
@@ -44,6 +51,7 @@ class Cluster:
         if site.keyring:
             self._options["keyring"] = str(site.keyring)
         self._guard = threading.Lock()
+        self._lanes: dict[int, _Lane] = {}
         self._pools: dict[tuple[str, str], Pool] = {}
         self._checksums: Checksums | None = None
         for key, path in (("conf", site.conf), ("keyring", site.keyring)):
@@ -53,10 +61,9 @@ class Cluster:
                 )
         try:
             with translated(f"connect to site {site.name}"):
-                self._rados = rados.Rados(conffile=str(site.conf), name=site.client)
-                for key, value in self._options.items():
-                    self._set(key, value)
-                self._rados.connect(timeout=timeout)
+                self._rados = self._handle()
+                # Whole seconds: later bindings refuse a float.
+                self._rados.connect(timeout=max(1, int(timeout)))
         except errors.Unreachable as error:
             raise errors.Unreachable(
                 f"site {site.name} did not answer within {timeout:g} s ({site.conf})",
@@ -86,10 +93,24 @@ class Cluster:
         with translated(f"fsid of site {site.name}"):
             self.fsid = str(self._rados.get_fsid())
 
-    def _set(self, key: str, value: str) -> None:
-        # Options come and go between releases; a missing one costs speed, not safety.
-        with suppress(rados.ObjectNotFound):
-            self._rados.conf_set(key, value)
+    def _handle(self) -> rados.Rados:
+        handle = rados.Rados(conffile=str(self._site.conf), name=self._site.client)
+        for key, value in self._options.items():
+            # Options come and go between releases; a missing one costs speed, not safety.
+            with suppress(rados.ObjectNotFound):
+                handle.conf_set(key, value)
+        return handle
+
+    def lane(self, number: int) -> rados.Rados:
+        """Another connection, for reading only, made when first asked for."""
+        with self._guard:
+            lane = self._lanes.setdefault(number, _Lane())
+        with lane.guard:
+            if lane.handle is None:
+                handle = self._handle()
+                handle.connect(timeout=int(self._options["client_mount_timeout"]))
+                lane.handle = handle
+            return lane.handle
 
     def pool(self, name: str, namespace: str = "") -> Pool:
         with self._guard:
@@ -165,6 +186,11 @@ class Cluster:
             raise errors.Denied(f"site {self.site}: {words['prefix']}: {message or code}")
         return json.loads(out or b"null")
 
+    def pool_name(self, pool_id: int) -> str:
+        """Of a pool of this cluster, by its number."""
+        with translated(f"look up pool {pool_id} of site {self.site}"):
+            return str(self._rados.pool_reverse_lookup(pool_id))
+
     def full(self, pool: str) -> str | None:
         """Why the pool takes no writes, None when it does."""
         dump = self.command(prefix="osd dump")
@@ -191,4 +217,8 @@ class Cluster:
                 pool.close()
             self._pools.clear()
             with translated(f"leave site {self.site}"):
+                for lane in self._lanes.values():
+                    with lane.guard:
+                        if lane.handle:
+                            lane.handle.shutdown()
                 self._rados.shutdown()

@@ -1,7 +1,11 @@
 """``ports.Image`` over librbd."""
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,14 @@ def _join(spans: list[Span], at: int, length: int, exists: bool) -> None:
     spans.append((at, length, exists))
 
 
+_LONG = 0.35
+"""An image that took this many seconds to open (a dozen round trips) is at the end of a long link."""
+_MUCH = 64 << 20
+"""Bytes read from a snapshot at the end of a long link before more connections to it are worth their making."""
+_LANES = 3
+"""That many more: a TCP connection carries no more than its buffers hold each round trip."""
+
+
 class Image:
     """An open image or snapshot. Safe to use from several threads, as librbd's handles are."""
 
@@ -32,11 +44,19 @@ class Image:
         self._what = f"{pool.path}/{image_id}" + (f"@{snapshot}" if snapshot else "")
         self._snapshot = snapshot
         self._closing = threading.Lock()
+        self._asked = 0
+        self._turn = 0
+        began = time.monotonic()
+        self._changed: dict[tuple[str | None, int, int] | None, list[Span]] = {}
+        self._tracking = threading.Lock()
+        self._completions: deque[rbd.Completion] = deque()
         with translated(f"open image {self._what}"):
             self._image = rbd.Image(pool.ioctx, image_id=image_id, snapshot=snapshot, read_only=read_only)
             self._open = True
             object_bytes = self._image.stat()["obj_size"]
             self.layout = Layout(object_bytes, self._image.stripe_unit(), self._image.stripe_count())
+        self._lanes = [self._image]
+        self._spread = snapshot is None or time.monotonic() - began < _LONG
 
     def size(self) -> int:
         with translated(f"size of {self._what}"):
@@ -52,8 +72,14 @@ class Image:
         if length <= 0:
             # librbd 16 asserts on an empty range (fixed by Ceph's pull request 58211).
             return spans
+        # What lies between two snapshots stays so: their maps come over the link once.
+        kept = (since, offset, length) if whole_object and self._snapshot else None
+        if kept in self._changed:
+            return self._changed[kept]
         with translated(f"diff {self._what} since {since}"):
             self._image.diff_iterate(offset, length, since, partial(_join, spans), True, whole_object)
+        if kept:
+            self._changed[kept] = spans
         return spans
 
     def own_data(self) -> bool:
@@ -88,17 +114,43 @@ class Image:
             code = completion.get_return_value()
             done(from_errno(code, f"read {self._what}") if code < 0 or data is None else data)
 
+        self._asked += length
+        if not self._spread and self._asked > _MUCH:
+            self._spread = True
+            threading.Thread(target=self._open_lanes, name="lanes", daemon=True).start()
+        self._turn += 1
         with translated(f"read {self._what}"):
-            self._image.aio_read(offset, length, finished)
+            self._remember(self._lanes[self._turn % len(self._lanes)].aio_read(offset, length, finished))
+
+    def _open_lanes(self) -> None:
+        """More handles to this snapshot, each over connections of its own. What fails is done without."""
+        with ThreadPoolExecutor(_LANES, thread_name_prefix="lane") as threads:
+            threads.map(self._open_lane, range(_LANES))
+
+    def _open_lane(self, number: int) -> None:
+        with suppress(errors.Error), translated(f"open image {self._what} once more"):
+            ioctx = self._pool.lane(number)
+            lane = rbd.Image(ioctx, image_id=self.image_id, snapshot=self._snapshot, read_only=True)
+            with self._closing:
+                if self._open:
+                    self._lanes.append(lane)
+                    return
+            lane.close()
 
     def submit_write(self, offset: int, data: bytes, done: WriteDone) -> None:
         with translated(f"write {self._what}"):
-            self._image.aio_write(data, offset, self._written("write", done))
+            self._remember(self._image.aio_write(data, offset, self._written("write", done)))
 
     def submit_zero(self, offset: int, length: int, done: WriteDone) -> None:
         # Not discard: librbd's discard silently skips what is not aligned to 64 KiB.
         with translated(f"zero {self._what}"):
-            self._image.aio_write_zeroes(offset, length, self._written("zero", done))
+            self._remember(self._image.aio_write_zeroes(offset, length, self._written("zero", done)))
+
+    def _remember(self, completion: rbd.Completion) -> None:
+        with self._tracking:
+            self._completions.append(completion)
+            while self._completions and self._completions[0].is_complete():
+                self._completions.popleft()
 
     def _written(self, verb: str, done: WriteDone) -> "Callable[[rbd.Completion], None]":
         def finished(completion: rbd.Completion) -> None:
@@ -191,5 +243,9 @@ class Image:
         with self._closing:
             if self._open:
                 self._open = False
+                # librbd goes on using the image after a callback has told of its end: closed then, memory is torn.
+                for completion in self._completions:
+                    completion.wait_for_complete_and_cb()
                 with translated(f"close {self._what}"):
-                    self._image.close()
+                    for lane in self._lanes:
+                        lane.close()

@@ -65,6 +65,8 @@ def _place(cluster: Cluster, pool: str, namespace: str) -> Place:
         opened = cluster.pool(pool, namespace)
         opened.entries()
         opened.images()
+    except errors.Unreachable:
+        raise
     except errors.Error as error:
         return Place(name, False, False, problem=str(error))
     full = ""

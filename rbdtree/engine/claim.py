@@ -2,8 +2,8 @@
 
 Writes of the document assert the lock in the same operation, so a holder that lost it changes nothing. A holder that
 died on this machine is recognised by its process id and start, and its client is fenced, so that nobody waits for
-what it still holds (locks and watches outlive their client by 30 s); any other is waited for until its claim expires; one
-that renews is alive, and the newcomer gives way.
+what it still holds (locks and watches outlive their client by 30 s). Any other is waited for until its claim expires;
+one that renews is alive, and the newcomer gives way.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rbdtree import errors
 from rbdtree.engine.node import Node
-from rbdtree.ports import ClaimInfo
+from rbdtree.ports import ClaimInfo, Image
 
 SECONDS = 20.0
 """How long a claim lasts unrenewed. A claim of a dead host is waited out for this long."""
@@ -73,6 +73,14 @@ def _is_dead(info: ClaimInfo) -> bool:
         return False
 
 
+def _client(info: ClaimInfo) -> str:
+    """RADOS address of the holder, empty when it does not say."""
+    try:
+        return str(json.loads(info.owner)["client"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def describe(info: ClaimInfo) -> str:
     """Who it is, for people."""
     try:
@@ -93,6 +101,7 @@ class Claim:
         self._done = threading.Event()
         self._lost = False
         self._until = 0.0
+        self._predecessor = ""
         self._keeper = threading.Thread(target=self._keep, name=f"claim-{node.name}", daemon=True)
 
     def __enter__(self) -> "Claim":
@@ -115,9 +124,15 @@ class Claim:
         if self._lost or time.monotonic() > self._until:
             raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
 
-    def _take(self) -> None:
+    def free(self, image: Image) -> None:
+        """Takes RBD's lock from the holder before us if that did not give it back: it is frozen, or hangs."""
+        if self._predecessor and image.lock_owner() == self._predecessor:
+            self.node.pool.cluster.fence(self._predecessor)
+
+    def _take(self, *, renew: bool = False) -> None:
         asked = time.monotonic()
-        self.node.pool.claim(self.node.object, self.cookie, self._owner, SECONDS)
+        take = self.node.pool.renew_claim if renew else self.node.pool.claim
+        take(self.node.object, self.cookie, self._owner, SECONDS)
         # One renewal period short of the OSD's expiry: we stop before another may start.
         self._until = asked + SECONDS - _RENEW
 
@@ -135,6 +150,7 @@ class Claim:
             if _is_dead(info):
                 self._bury(info)
                 continue
+            self._predecessor = _client(info)
             renewed = seen is not None and (seen.cookie, seen.expires) != (info.cookie, info.expires)
             if time.monotonic() > patience or (renewed and not self._wait):
                 raise errors.Busy(
@@ -145,7 +161,7 @@ class Claim:
             time.sleep(_POLL)
 
     def _bury(self, info: ClaimInfo) -> None:
-        client = json.loads(info.owner).get("client")
+        client = _client(info)
         if client:
             with suppress(errors.Error):
                 # Without it the claim is ours all the same, only RBD makes us wait.
@@ -155,7 +171,8 @@ class Claim:
     def _keep(self) -> None:
         while not self._done.wait(_RENEW):
             try:
-                self._take()
+                # Never taken anew: while we slept through its end, another may have come and gone.
+                self._take(renew=True)
             except (errors.Busy, errors.NotFound, errors.Fenced):
                 self._lost = True
                 return

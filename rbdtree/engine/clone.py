@@ -204,6 +204,8 @@ class CloneEdge:
         if made is not None:
             image = pool.open(made)
             ancestor = image.ancestor()
+            if self._claim:
+                self._claim.free(image)
             image.close()
             if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
                 # Of an earlier target, which is gone.
@@ -233,7 +235,7 @@ class CloneEdge:
             self._purge(old)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash."""
+        """The old clone goes to the trash; ``_purge`` takes it out when nobody has it open and it has nothing of its own."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
@@ -281,9 +283,10 @@ class CloneEdge:
                 leases=leases,
             )
 
-        self._update(change)
         if old and old != made:
+            self._purge(old)
             self.child.pool.remove_entry(marks.image_entry(old))
+        self._update(change)
 
     def _abandon(self) -> None:
         drop_beside(self.child.pool, self.document)

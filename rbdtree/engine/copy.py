@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import xxhash
@@ -61,9 +61,19 @@ class Target:
     name: str
     image: Image
     existing: Extents
+    ends: dict[int, int] = field(default_factory=dict)
+    """Where the data of an object ends, by object number, for those that were asked: a hole from there on."""
     failed: errors.Error | None = None
     written_bytes: int = 0
     zeroed_bytes: int = 0
+
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing can be there, as far as is known."""
+        if not self.existing.overlaps(offset, offset + length):
+            return True
+        unit = self.image.layout.object_bytes
+        number = offset // unit
+        return number == (offset + length - 1) // unit and self.ends.get(number, offset + 1) <= offset
 
 
 @dataclass
@@ -90,6 +100,8 @@ class _Chunk:
     pending: int = 1
     data: bytes = b""
     digest: int = 0
+    dropped: bool = False
+    """Read, but not written to everybody: the copy ended before."""
 
 
 @dataclass
@@ -181,6 +193,7 @@ class Copy:
         self._stop_planning = False
         self._planned_bytes = 0
         self._fatal: BaseException | None = None
+        self._gap = False
         self.copied = Copied()
 
     def run(self) -> Copied:
@@ -295,18 +308,24 @@ class Copy:
     def _less(self, chunk: _Chunk) -> None:
         chunk.pending -= 1
         if chunk.pending == 0:
-            self.copied.passed_bytes += sum(length for _, length in chunk.pieces)
+            if not chunk.dropped:
+                self.copied.passed_bytes += sum(length for _, length in chunk.pieces)
             self._window.give(chunk.cost)
             chunk.data = b""
 
     def _advance(self) -> None:
         while self._open and self._open[0].pending == 0:
-            self.copied.done_bytes = self._open.popleft().end
+            chunk = self._open.popleft()
+            # A restart begins at done_bytes: it stays where the first gap is.
+            self._gap = self._gap or chunk.dropped
+            if not self._gap:
+                self.copied.done_bytes = chunk.end
         if self._targets and all(target.failed for target in self._targets):
             self._fatal = self._fatal or self._targets[0].failed
         self._progress(self.copied)
 
     def _read(self, chunk: _Chunk, result: bytes | Exception) -> None:
+        chunk.dropped = True
         if not isinstance(result, bytes):
             self._fatal = self._fatal or result
         elif len(result) != chunk.end - chunk.start:
@@ -316,6 +335,7 @@ class Copy:
         elif self._fatal is None:
             self.copied.read_bytes += len(result)
             chunk.data = result
+            chunk.dropped = False
             if self._compare:
                 for target in self._targets:
                     self._submit_compare(chunk, target)
@@ -326,6 +346,7 @@ class Copy:
     def _verified(self, chunk: _Chunk) -> bool:
         if xxhash.xxh3_64_intdigest(chunk.data) == chunk.digest:
             return True
+        chunk.dropped = True
         self._fatal = self._fatal or errors.Integrity(
             f"bytes {chunk.start}..{chunk.end} changed in memory between read and write",
             "Check this host's memory, then run the sync again.",
@@ -346,7 +367,7 @@ class Copy:
                         self._write_piece(chunk, target, chunk.start + start, end - start, piece)
 
     def _write_piece(self, chunk: _Chunk, target: Target, offset: int, length: int, piece: bytes) -> None:
-        if not piece and not target.existing.overlaps(offset, offset + length):
+        if not piece and target.is_hole(offset, length):
             self.copied.elided_bytes += length
             return
         chunk.pending += 1
@@ -382,7 +403,9 @@ class Copy:
             target.failed = target.failed or (
                 result if isinstance(result, errors.Error) else errors.CephError(str(result))
             )
-        elif self._fatal is None and self._verified(chunk):
+        elif self._fatal is not None:
+            chunk.dropped = True
+        elif self._verified(chunk):
             for low, high in differing(chunk.data, result):
                 for start, end, zero in runs(chunk.data, low, high):
                     piece = b"" if zero else chunk.data[start:end]

@@ -126,6 +126,7 @@ def opened(node: Node, purpose: str, reporter: Reporter | None = None) -> Iterat
         # Without a push nothing is written: librbd hands the snapshot to whoever holds the image's lock.
         image = node.pool.open(document.image_id, read_only=False)
         try:
+            claim.free(image)
             root = Root(node, claim, image, reporter or Silent())
             root.finish()
             yield root

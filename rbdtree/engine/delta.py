@@ -81,6 +81,22 @@ def changes(image: Image, since: str | None, until: str | None, start: int = 0) 
         yield from exact(image, since, Extents.of([(0, image.size())]), start)
 
 
+def data_ends(image: Image, pairs: list[Pair]) -> dict[int, int]:
+    """Where the data of each object that these (ascending) pairs touch ends now, by object number.
+
+    A diff reports the grown tail of an object whole, mostly zeroes; a head that ends earlier has a hole there."""
+    if not pairs or not image.layout.plain:
+        return {}
+    unit = image.layout.object_bytes
+    low = pairs[0][0] - pairs[0][0] % unit
+    spans = image.changed(None, low, pairs[-1][0] + pairs[-1][1] - low, whole_object=False)
+    return {
+        number: min(offset + length, (number + 1) * unit)
+        for offset, length, _ in spans
+        for number in range(offset // unit, (offset + length - 1) // unit + 1)
+    }
+
+
 def collect(image: Image, since: str | None, until: str | None) -> Extents:
     """The same as one value."""
     return Extents.of(pair for batch in changes(image, since, until) for pair in batch)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rbdtree import errors
 from rbdtree.engine import delta
 from rbdtree.engine.node import Node
-from rbdtree.engine.zeroes import differing
+from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.document import Child, Hold, Kind, NodeDocument
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
@@ -100,6 +100,16 @@ def different(sealed: Image, head: Image, written: Extents) -> Extents:
     with ThreadPoolExecutor(_READERS, thread_name_prefix="compare") as threads:
         found = [pair for pairs in threads.map(compare, pieces) for pair in pairs]
     return Extents.of(found).union(written.subtract(Extents.of([(0, end)])))
+
+
+def not_zero(head: Image, extents: Extents) -> Extents:
+    """What of these extents holds data."""
+    found = []
+    for offset, length in extents:
+        for at in range(offset, offset + length, _PIECE):
+            data = head.read(at, min(_PIECE, offset + length - at))
+            found += [(at + low, high - low) for low, high, zero in runs(data, 0, len(data)) if not zero]
+    return Extents.of(found)
 
 
 def held_by(document: NodeDocument, edge: str) -> frozenset[Position]:

@@ -100,8 +100,10 @@ def init(
         found = pool.image_id(spec.image)
         return found or _create(pool, spec, wish.size_bytes or 0, wish.layout or Layout(), wish)
 
-    document = _take_image(node, resumed, make)
-    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+    # Claimed, so that whoever goes on after our death can see that we are dead and need not wait for RBD's lock.
+    with Claim(node, "init"):
+        document = _take_image(node, resumed, make)
+        return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
 
 
 def _resumed_root(forest: Forest, tree_name: str, node_name: str, pool: Pool, spec: ImageSpec) -> NodeDocument | None:
@@ -160,6 +162,24 @@ def _sweep_everywhere(sites: Sites, document: NodeDocument) -> None:
             cluster = sites.cluster(site)
             for place in cluster.places():
                 _sweep(cluster.pool(*place), document)
+
+
+def sweep_left(sites: Sites, name: NodeName) -> bool:
+    """Takes away the entry of a node whose document is gone: its ``remove`` or ``detach`` died at the last step."""
+    swept = False
+    for site in sites.names():
+        with suppress(errors.Error):
+            cluster = sites.cluster(site)
+            for place in cluster.places():
+                pool = cluster.pool(*place)
+                for key, value in pool.entries().items():
+                    kind, _, node_id = key.partition(".")
+                    _, *names = marks.told_by(value)
+                    left = kind == "node" and names == [name.tree, name.node]
+                    if left and pool.read_document(object_name(node_id)) is None:
+                        pool.remove_entry(key)
+                        swept = True
+    return swept
 
 
 def _unregister(node: Node) -> None:
@@ -234,12 +254,13 @@ def add(
     if dry_run:
         return document
     node = Node(pool, document.ref.node_id, document.full_name)
-    if kind is Kind.MIRROR:
-        replica = Node.at(sites, parent.replica)
-        document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
-    child = Child(document.edge, kind, document.ref, summary_of(document, None))
-    parent_node.update(ends.with_child(child))
-    return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+    with Claim(node, "add"):
+        if kind is Kind.MIRROR:
+            replica = Node.at(sites, parent.replica)
+            document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
+        child = Child(document.edge, kind, document.ref, summary_of(document, None))
+        parent_node.update(ends.with_child(child))
+        return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
 
 
 def _resumed_child(
@@ -338,16 +359,16 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
         return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
-        document = node.update(
-            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
-        )
-        if keep and document.intent and document.kind is Kind.MIRROR:
-            node.update(lambda d: replace(d, phase=""), claim.cookie)
+        document = node.read()
+        if keep and not document.phase and document.intent and document.kind is Kind.MIRROR:
             raise errors.Busy(
                 f"{document.full_name} is in the middle of generation {document.intent.target}",
                 f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
                 f"{document.full_name}' first.",
             )
+        document = node.update(
+            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
+        )
         document = _without_branch(sites, node, document, claim, expiry_seconds)
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:

@@ -58,6 +58,7 @@ class MirrorEdge:
         self._source: tuple[Position | None, Image] | None = None
         self._above: NodeDocument | None = None
         self._local: list[Image] = []
+        self._begun_by_another = False
 
     def close(self) -> None:
         """Closes the images, and says in the document that this worker left in good order."""
@@ -89,6 +90,7 @@ class MirrorEdge:
             mine = ends.present(self.document, head)
             newest = mine[-1] if mine else None
             intent = self.document.intent
+            self._begun_by_another = intent is not None
             changed = Extents() if intent else ends.head_changes(self.child, head, self.document, newest)
             self._above, upstream = above.result()
         downstream = {g.position for g in mine}
@@ -135,6 +137,8 @@ class MirrorEdge:
             if self._claim and intent and intent.client not in ("", self._cluster.address()):
                 self._fence(intent)
             self._head = self.child.pool.open(self.document.image_id, read_only=self._claim is None)
+            if self._claim:
+                self._claim.free(self._head)
         return self._head
 
     def _fence(self, intent: Intent) -> None:
@@ -192,6 +196,7 @@ class MirrorEdge:
         return self._above
 
     def _intend(self, since: Position | None, target: Position) -> None:
+        self._begun_by_another = False
         generation = self._upstream_document().generation(target) or self.document.generation(target)
         if generation is None and target.sequence:
             raise errors.Changed(f"generation {target} left {self.upstream.name}")
@@ -221,7 +226,7 @@ class MirrorEdge:
         first, last = self._snapshot(since) if since else None, self._snapshot(target)
         compare = bool(self.document.distrust)
         size = source.size()
-        if intent.done_bytes and first and any(s.name == first for s in head.snapshots()):
+        if self._begun_by_another and not compare:
             self._check_resumed(head, source, first, last)
         if head.size() != size:
             head.resize(size)
@@ -231,17 +236,23 @@ class MirrorEdge:
         # What exists in the head exists in its last generation, or was written by this very delta.
         existing = delta.coarse(head, None, None)
 
+        into = Target(self.name, head, Extents.of([(0, size)]) if compare else existing)
+
         def planned(start: int) -> Iterable[list[Pair]]:
             if compare:
-                return [list(delta.coarse(source, None, last).union(existing).clip(start, size))]
-            return delta.changes(source, first, last, start)
+                yield list(delta.coarse(source, None, last).union(existing).clip(start, size))
+                return
+            for pairs in delta.changes(source, first, last, start):
+                if first and existing:
+                    into.ends.update(delta.data_ends(head, pairs))
+                yield pairs
 
         return CopyRequest(
             # What is compared depends on what this head holds: nobody else's.
             key=(self.upstream.node_id, f"{since} {target} {self.child.node_id if compare else ''}"),
             source=source,
             planned=planned,
-            target=Target(self.name, head, Extents.of([(0, size)]) if compare else existing),
+            target=into,
             start=intent.done_bytes,
             compare=compare,
         )
@@ -269,16 +280,18 @@ class MirrorEdge:
             local=True,
         )
 
-    def _check_resumed(self, head: Image, source: Image, since: str, until: str) -> None:
-        """A half-written head may differ from its base only where the delta does."""
-        if not (head.fast_diff() and source.fast_diff()):
+    def _check_resumed(self, head: Image, source: Image, since: str | None, until: str) -> None:
+        """A half-written head may differ from its base (None: from zeroes) only where the delta does."""
+        if since and all(s.name != since for s in head.snapshots()):
             return
         unit = max(head.layout.object_bytes, source.layout.object_bytes)
         rough = delta.coarse(source, since, until)
         around = Extents.of((at - at % unit, n + at % unit + unit) for at, n in rough)
         sizes = [s.size_bytes for s in source.snapshots() if s.name in (since, until)]
         foreign = delta.coarse(head, since, None).clip(0, min([*sizes, head.size()])).subtract(around)
-        if foreign:
+        if foreign and since is None:
+            foreign = ends.not_zero(head, foreign)
+        elif foreign:
             sealed = self.child.pool.open(self.document.image_id, since)
             try:
                 foreign = ends.different(sealed, head, foreign)

@@ -35,6 +35,15 @@ def pool_of(sites: Sites, ref: NodeRef) -> Pool:
     return cluster_of(sites, ref).pool(ref.pool, ref.namespace)
 
 
+def _attempt(change: Callable[[NodeDocument], NodeDocument], document: NodeDocument) -> NodeDocument | None:
+    """The changed document; None when it is the same, or refused: that is for a fresh one to say."""
+    try:
+        changed = change(document)
+    except errors.Error:
+        return None
+    return changed if changed != document else None
+
+
 class Node:
     """One node: where its document is. Holds no copy of it."""
 
@@ -43,6 +52,7 @@ class Node:
         self.node_id = node_id
         self.name = name or node_id
         self.object = object_name(node_id)
+        self._seen: tuple[int, NodeDocument] | None = None
 
     @classmethod
     def at(cls, sites: Sites, ref: NodeRef) -> "Node":
@@ -60,7 +70,8 @@ class Node:
                 "List what is left with 'rbdtree marks'.",
             )
         revision, text = found
-        return revision, decode(text, f"{self.pool.site}:{self.pool.name}/{self.object}")
+        self._seen = revision, decode(text, f"{self.pool.site}:{self.pool.name}/{self.object}")
+        return self._seen
 
     def create(self, document: NodeDocument) -> None:
         """``Exists`` when the node is there already."""
@@ -75,10 +86,17 @@ class Node:
     def update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None = None) -> NodeDocument:
         """Compare-and-swap until it holds. ``change`` may be called several times and returns what it was given when
         there is nothing to change; ``claim`` is the cookie without which nothing is written (``Fenced``)."""
-        revision, document = self._read()
-        changed = change(document)
-        if changed != document:
-            self.pool.swap_document(self.object, revision, encode(changed), claim)
+        # What was seen last is good enough to try: the swap compares. On a long link that saves a round trip.
+        seen, self._seen = self._seen, None
+        if seen and (changed := _attempt(change, seen[1])):
+            revision = seen[0]
+        else:
+            revision, document = self._read()
+            changed = change(document)
+            if changed == document:
+                return changed
+        self.pool.swap_document(self.object, revision, encode(changed), claim)
+        self._seen = revision + 1, changed
         return changed
 
     def remove(self) -> None:

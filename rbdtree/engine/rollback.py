@@ -1,8 +1,9 @@
 """Give up what somebody wrote into a replica, keeping it: a snapshot first, then back to the newest generation."""
 
+import itertools
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from rbdtree import errors
@@ -20,7 +21,7 @@ from rbdtree.model.name import format_duration
 from rbdtree.model.position import START
 from rbdtree.plan.conflict import InUse, NoCommonGeneration
 from rbdtree.plan.step import Abandon, Intend, RollBack
-from rbdtree.ports import Reporter, Silent, Sites
+from rbdtree.ports import Image, Reporter, Silent, Sites
 
 
 def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: float, *, dry_run: bool = False) -> str:
@@ -48,7 +49,7 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             kept = f"rbdtree-diverged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             image = node.pool.open(edge.document.image_id, read_only=False)
             try:
-                image.create_snapshot(kept)
+                kept = _keep(image, kept)
             finally:
                 image.close()
             desk = Desk(1, reporter, threading.Event(), copying.Window(copying.WINDOW))
@@ -59,6 +60,16 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             return f"{edge.name} is back at {target}; what it held before is in its snapshot {kept}"
         finally:
             edge.close()
+
+
+def _keep(image: Image, name: str) -> str:
+    """A snapshot of this name, or of the next one that is free: two rollbacks may fall into one second."""
+    for number in itertools.count(1):
+        tried = name if number == 1 else f"{name}-{number}"
+        with suppress(errors.Exists):
+            image.create_snapshot(tried)
+            return tried
+    raise errors.Bug("numbers ended")
 
 
 def _renew_clone(sites: Sites, node: Node, claim: Claim | None, expiry_seconds: float) -> str:

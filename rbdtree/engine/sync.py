@@ -72,7 +72,11 @@ class Sync:
     def run(self, tree: Tree) -> list[Outcome]:
         """Returns one outcome a node, in the order in which they ended. Raises nothing of a single edge's."""
         for top in tree.tops():
-            if top.kind is Kind.ROOT and top.node and top.document and top.document.branch and not self._dry_run:
+            if top.kind is not Kind.ROOT:
+                # Its parent was not found: the edge says why, and what is below it goes on.
+                self._together(tree, [top])
+                continue
+            if top.node and top.document and top.document.branch and not self._dry_run:
                 with Claim(top.node, "sync", wait=True) as claim:
                     self._after(top.node, claim)
             self._below(tree, top)
@@ -80,7 +84,10 @@ class Sync:
 
     def _below(self, tree: Tree, parent: Member) -> None:
         """The children of a node, each with all below it."""
-        wanted = [c for c in tree.children(parent.ref.node_id) if self._only is None or c.ref.name in self._only]
+        self._together(tree, tree.children(parent.ref.node_id))
+
+    def _together(self, tree: Tree, members: list[Member]) -> None:
+        wanted = [m for m in members if self._only is None or m.ref.name in self._only]
         if not wanted:
             return
         desk = Desk(sum(c.kind is Kind.MIRROR for c in wanted), self._reporter, self.stop, self._window)
@@ -118,14 +125,14 @@ class Sync:
         self._reporter.finished(outcome.node, str(outcome.error) if outcome.error else "")
         if not self.stop.is_set():
             self._below(tree, child)
-            if child.document and not self._dry_run and not isinstance(outcome.error, errors.Denied):
-                self._summarise(child.document)
+            if child.document and not self._dry_run:
+                self._summarise(child.document, quiet=outcome.error is not None)
 
     def _explain(self, child: Member, error: errors.Error) -> errors.Error:
         """A write that timed out because a pool is full is no dead cluster."""
         if isinstance(error, errors.Unreachable) and child.node is not None:
             try:
-                full = child.node.pool.full()
+                full = child.node.pool.full(child.document.image_id if child.document else "")
             except errors.Error:
                 full = None
             if full:
@@ -135,14 +142,15 @@ class Sync:
                 )
         return error
 
-    def _summarise(self, document: NodeDocument) -> None:
+    def _summarise(self, document: NodeDocument, *, quiet: bool) -> None:
         """What the parent tells of this node and all below it; a parent out of reach hears it another time."""
         try:
             if document.parent is not None:
                 fresh = Node.at(self._sites, document.ref).read()
                 Node.at(self._sites, document.parent).update(ends.with_summary(fresh))
         except errors.Error as error:
-            self._reporter.note(document.full_name, f"its parent was not told: {error}")
+            if not quiet:
+                self._reporter.note(document.full_name, f"its parent was not told: {error}")
 
     def _mirror(self, node: Node, desk: Desk, outcome: Outcome) -> None:
         with self._claimed(node) as claim:

@@ -62,7 +62,7 @@ class Extents:
             tuple(
                 (max(offset, start), min(offset + length, end) - max(offset, start))
                 for offset, length in self.pairs
-                if offset < end and offset + length > start
+                if max(offset, start) < min(offset + length, end)
             )
         )
 

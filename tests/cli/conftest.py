@@ -156,7 +156,9 @@ class Room:
                 with rados.ReadOpCtx() as op:
                     page, _ = ioctx.get_omap_vals(op, "", "", 1 << 20)
                     ioctx.operate_read_op(op, name)
-                    omap = {key: value for key, value in page if key not in _VOLATILE}
+                    # The keys of rbd_children are binary, which the binding cannot give.
+                    readable = name != "rbd_children"
+                    omap = {key: value for key, value in page if key not in _VOLATILE} if readable else {}
                 found[f"{namespace}/{name}"] = (size, data, omap)
         return {"objects": found, "snapshots": snapshots}
 

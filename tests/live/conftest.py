@@ -1,7 +1,7 @@
 """Fixtures of the scenario tests.
 
-    world      a place for one tree, in fresh pools of the clusters that all tests share
-    fragile    the same on clusters of its own, whose daemons may be hurt: they are whole again after each test
+world      a place for one tree, in fresh pools of the clusters that all tests share
+fragile    the same on clusters of its own, whose daemons may be hurt: they are whole again after each test
 """
 
 import itertools
@@ -45,13 +45,11 @@ def brittle(clusters: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def fragile(brittle: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def fragile(brittle: Any, pools: Any, tmp_path: Path) -> Iterator[World]:
     """``world`` on clusters whose daemons this test may stop."""
-    module = request.config.pluginmanager
-    del module
-    pools = _pools_class(request)(brittle, f"f{next(_numbers)}", tmp_path / "rbdtree.toml")
-    pools.make()
-    made = World(pools)
+    own = type(pools)(brittle, f"f{next(_numbers)}", tmp_path / "brittle.toml")
+    own.make()
+    made = World(own)
     yield made
     for site in ("a", "b", "c"):
         for daemon in ("mon.a", "osd.0"):
@@ -63,4 +61,4 @@ def fragile(brittle: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
                     capture_output=True,
                 )
     made.close()
-    pools.remove()
+    own.remove()

@@ -7,7 +7,7 @@ Orders, all optional:
     only: [..]                   count calls of these names only
     kill_copied: F               SIGKILL when this fraction of the delta's bytes is through
     touch_copied: [F, PATH]      a file is made when that fraction is through
-    write_seconds: S             every write waits that long before it is submitted
+    write_seconds: S             writes go out one by one, that far apart
     claim_seconds: S             how long claims of this process last
     record_seconds: S            how often progress is recorded
     log: PATH                    every counted call, one a line
@@ -18,6 +18,7 @@ Without a kill the last line of stderr is ``calls N events M``.
 import importlib
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -47,6 +48,8 @@ class Driver:
         self.calls = 0
         self.events = 0
         self._guard = threading.RLock()
+        self._slow: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        threading.Thread(target=self._crawl, daemon=True).start()
 
     def _signal(self, number: int) -> None:
         os.kill(os.getpid(), number)
@@ -55,11 +58,8 @@ class Driver:
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         only = self.orders.get("only")
-        delay = self.orders.get("write_seconds", 0) if name in ("submit_write", "submit_zero") else 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if delay:
-                time.sleep(delay)
             if only and name not in only:
                 return call(*args, **kwargs)
             with self._guard:
@@ -70,7 +70,18 @@ class Driver:
                 self._at("after", number, name)
             return result
 
+        if self.orders.get("write_seconds") and name in ("submit_write", "submit_zero"):
+            return lambda *args: self._slow.put((counted, args))
         return counted
+
+    def _crawl(self) -> None:
+        while True:
+            call, args = self._slow.get()
+            time.sleep(self.orders["write_seconds"])
+            try:
+                call(*args)
+            except Exception as error:
+                args[-1](error)
 
     def _at(self, when: str, number: int, name: str) -> None:
         if when == "after" and "log" in self.orders:

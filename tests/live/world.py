@@ -27,7 +27,7 @@ from rbdtree.engine.marks import list_marks
 from rbdtree.engine.node import Node
 from rbdtree.engine.sync import Sync
 from rbdtree.model.document import Kind, NodeDocument
-from rbdtree.model.position import snapshot_name
+from rbdtree.model.position import Position, snapshot_name
 
 MIB = 1 << 20
 TREE = "vol"
@@ -92,9 +92,7 @@ class World:
         ended = subprocess.run(
             self._command(words), capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
         )
-        done = Done(
-            tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began
-        )
+        done = Done(tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began)
         if code is not None:
             assert done.code == code, f"exit code {done.code}, not {code}: {done}"
         assert "Traceback" not in done.err, done.err
@@ -151,9 +149,7 @@ class World:
         code: int = 0,
     ) -> Done:
         spec = self.pools.spec(site, image or f"{TREE}-{name}", namespace)
-        return self.cli(
-            "add", f"{TREE}/{name}", "--parent", parent, "--kind", kind, "--image", spec, *more, code=code
-        )
+        return self.cli("add", f"{TREE}/{name}", "--parent", parent, "--kind", kind, "--image", spec, *more, code=code)
 
     def cut(self) -> str:
         return str(self.get("cut", TREE)["generation"])
@@ -202,9 +198,7 @@ class World:
         yield self._ioctxs[key]
 
     @contextmanager
-    def at(
-        self, site: str, name: str | None = None, snapshot: str | None = None, **more: Any
-    ) -> Iterator[Any]:
+    def at(self, site: str, name: str | None = None, snapshot: str | None = None, **more: Any) -> Iterator[Any]:
         """An ``rbd.Image`` of librbd; ``namespace=``, ``image_id=``, ``read_only=``."""
         import rbd
 
@@ -234,6 +228,14 @@ class World:
                 image.write(data, offset)
             image.flush()
 
+    def take_lock(self, node: str) -> None:
+        """From a client that is dead: RBD would wait 30 s for it."""
+        import rbd
+
+        with self.image(node) as image:
+            for owner in list(image.lock_get_owners()):
+                image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner["owner"])
+
     def scatter(self, seed: object, count: int = 6, length: int = 4096, node: str = "root") -> None:
         """``count`` writes of ``length`` bytes at places chosen by the seed."""
         chosen = random.Random(repr(seed))
@@ -258,21 +260,21 @@ class World:
         with self.image(node, read_only=True) as image:
             return self.digest(image)
 
-    def hash_of(self, document: NodeDocument, snapshot: str, site: str | None = None) -> str:
-        """Hash of a snapshot of a node's image (computed once: it may not change)."""
+    def hashes(self, document: NodeDocument) -> dict[str, str]:
+        """Hash by name of our snapshots of a node's image (each computed once: it may not change), and of its head as
+        ``""``."""
         ref = document.ref
-        with self.at(
-            site or ref.site,
-            None,
-            snapshot,
-            namespace=ref.namespace,
-            image_id=document.image_id,
-            read_only=True,
-        ) as image:
-            key = (ref.fsid, document.image_id, image.snap_get_id(snapshot))
-            if key not in self._hashes:
-                self._hashes[key] = self.digest(image)
-            return self._hashes[key]
+        with self.at(ref.site, None, namespace=ref.namespace, image_id=document.image_id, read_only=True) as image:
+            found = {"": self.digest(image)}
+            for snapshot in list(image.list_snaps()):
+                if not _OURS.fullmatch(snapshot["name"]):
+                    continue
+                key = (ref.fsid, document.image_id, snapshot["id"])
+                if key not in self._hashes:
+                    image.set_snap(snapshot["name"])
+                    self._hashes[key] = self.digest(image)
+                found[snapshot["name"]] = self._hashes[key]
+        return found
 
     def forget_hashes(self) -> None:
         """Everything is read anew from here on."""
@@ -294,11 +296,14 @@ class World:
     # -- what must be true
 
     def check(self, *, current: bool = False) -> None:
-        """Every sealed generation, wherever it is, holds the root's bytes; with ``current`` everybody is at the newest."""
+        """Every sealed generation, wherever it is, holds the root's bytes; ``current``: everybody has the newest."""
         documents = self.documents()
         root = next(d for d in documents.values() if d.kind is Kind.ROOT)
+        seen = self.hashes(root)
         truth = {
-            g.position: self.hash_of(root, snapshot_name(root.tree_id, g.position)) for g in root.generations
+            g.position: seen[name]
+            for g in root.generations
+            if (name := snapshot_name(root.tree_id, g.position)) in seen
         }
         for name, document in documents.items():
             if document.kind is Kind.CLONE:
@@ -310,38 +315,21 @@ class World:
                 assert document.position == root.position, f"{name} is at {document.position}, not {root.position}"
                 assert not document.distrust, f"{name}: {document.distrust}"
 
-    def _check_mirror(self, name: str, document: NodeDocument, truth: dict[Any, str]) -> None:
-        for generation in document.generations:
-            if generation.position in truth:
-                snapshot = snapshot_name(document.tree_id, generation.position)
-                # No f-string with a document in it: pytest would print pages.
-                same = self.hash_of(document, snapshot) == truth[generation.position]
-                assert same, f"{name}@{snapshot} differs from the root's"
-        # A snapshot is sealed even where the document does not list it yet.
-        with self.at(
-            document.ref.site,
-            None,
-            namespace=document.ref.namespace,
-            image_id=document.image_id,
-            read_only=True,
-        ) as image:
-            ours = [s["name"] for s in image.list_snaps() if _OURS.fullmatch(s["name"])]
-            newest = document.newest
-            if newest and not document.intent and newest.position in truth:
-                same = self.digest(image) == truth[newest.position]
-                assert same, f"the head of {name} is not {newest.position}"
-        named = {snapshot_name(document.tree_id, p): p for p in truth}
-        for snapshot in ours:
-            if snapshot in named:
-                same = self.hash_of(document, snapshot) == truth[named[snapshot]]
-                assert same, f"{name}@{snapshot} differs from the root's"
+    def _check_mirror(self, name: str, document: NodeDocument, truth: dict[Position, str]) -> None:
+        seen = self.hashes(document)
+        # Sealed is what has a snapshot, be it listed in the document yet or not.
+        for position, expected in truth.items():
+            found = seen.get(snapshot_name(document.tree_id, position), expected)
+            assert found == expected, f"{name} at {position} differs from the root"
+        newest = document.newest
+        if newest and not document.intent and newest.position in truth:
+            same = seen[""] == truth[newest.position]
+            assert same, f"the head of {name} is not {newest.position}"
 
-    def _check_clone(self, name: str, document: NodeDocument, truth: dict[Any, str]) -> None:
+    def _check_clone(self, name: str, document: NodeDocument, truth: dict[Position, str]) -> None:
         if not document.image_id or document.newest is None or document.intent:
             return
-        with self.at(
-            document.ref.site, document.ref.image, namespace=document.ref.namespace, read_only=True
-        ) as image:
+        with self.at(document.ref.site, document.ref.image, namespace=document.ref.namespace, read_only=True) as image:
             assert image.id() == document.image_id, f"{name} is another image"
             if document.newest.position in truth:
                 same = self.digest(image) == truth[document.newest.position]
@@ -370,9 +358,7 @@ class World:
         """What ``marks`` lists belongs to nodes that are there, and nothing else of ours is in the pools."""
         marks, failed = list_marks(self.sites)
         assert not failed, failed
-        documents = [
-            m.document for tree in look(self.sites).trees for m in tree.members.values() if m.document
-        ]
+        documents = [m.document for tree in look(self.sites).trees for m in tree.members.values() if m.document]
         nodes = {d.ref.node_id for d in documents}
         images = {(d.ref.site, d.image_id): d for d in documents}
         places = {(d.ref.site, d.ref.pool, d.ref.namespace, d.ref.image) for d in documents}

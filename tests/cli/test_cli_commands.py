@@ -1,0 +1,408 @@
+"""Every command: plain, as JSON with exactly the keys of docs/json.md, with the common options on either side of its
+name, and with --dry-run, which changes nothing."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rbdtree_cli import main, options
+from terminal import Done, inside, run
+
+PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+MIB = 1 << 20
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+# -- docs/json.md
+
+
+def schema(command: str) -> dict[str, str]:
+    """Path -> type, of the section whose heading names the command."""
+    for heading, text in re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", PAGE.read_text(), flags=re.M | re.S):
+        if f"`{command}`" in heading or heading == command:
+            return dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+?) \|", text, flags=re.M))
+    raise AssertionError(f"docs/json.md has no section of {command}")
+
+
+def paths(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """(path, type) of everything in a JSON value."""
+    if isinstance(value, dict):
+        if at and not at.endswith("[]"):
+            yield at, "object"
+        for key, below in value.items():
+            name = "*" if at.endswith("caps") else key
+            yield from paths(below, f"{at}.{name}" if at else name)
+    elif isinstance(value, list):
+        for below in value:
+            yield from paths(below, f"{at}[]")
+    else:
+        names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+        yield at, names[type(value)]
+
+
+def check_json(command: str, value: Any, absent: tuple[str, ...] = ()) -> None:
+    """Exactly the documented keys; ``absent``: paths of lists (or of objects that may be null) that are empty here."""
+    documented = schema(command)
+    seen: set[str] = set()
+    for path, kind in paths(value):
+        if kind == "object" and path not in documented:
+            continue
+        assert path in documented, f"{command}: {path} is not in docs/json.md"
+        allowed = documented[path].split(" or ")
+        assert kind in allowed or (kind == "integer" and "number" in allowed), (command, path, kind, documented[path])
+        seen.add(path)
+    missing = {path for path in documented if path not in seen and not path.startswith(absent)}
+    assert not missing, f"{command}: documented and not written: {missing}"
+    assert value["version"] == 1
+
+
+NO_ERROR = ("nodes[].error.", "nodes[].differences[]")
+
+
+# -- looking
+
+
+@pytest.mark.ceph
+def test_site_ls(shared: Any) -> None:
+    found = shared.get("site", "ls")
+    check_json("site ls", found)
+    assert [site["site"] for site in found["sites"]] == ["a", "b", "c"]
+    lines = shared.run("site", "ls").out.splitlines()
+    assert lines[0].split() == ["SITE", "CONF", "CLIENT", "KEYRING", "POOLS"]
+    assert lines[1].split() == ["a", str(shared.pools.conf("a")), "client.admin", shared.pools.name]
+
+
+@pytest.mark.ceph
+def test_site_check(shared: Any) -> None:
+    found = shared.get("site", "check")
+    check_json("site check", found, ("sites[].missing[]", "sites[].error."))
+    check_json("site check", shared.get("site", "check", "b"), ("sites[].missing[]", "sites[].error."))
+    failed = shared.run("--format", "json", "--id", "nobody", "site", "check", code=errno.EPERM).json
+    check_json("site check", failed, ("sites[].missing[]", "sites[].places[]", "sites[].caps"))
+    plain = shared.run("site", "check", "c", "a").out
+    assert re.findall(r"^(\w): Ceph [\d.]+ \w+, HEALTH_\w+, fsid", plain, flags=re.M) == ["c", "a"]
+    assert f"pool  {shared.pools.name}: reads and writes" in plain
+
+
+def test_caps() -> None:
+    for role in ("reader", "child", "parent", "root"):
+        found = inside("--format", "json", "caps", role, "--pool", "p/n", "--client", "client.x")
+        check_json("caps", found.json)
+        plain = inside("caps", role, "--pool", "p/n", "--client", "client.x").out
+        assert plain.startswith("ceph auth get-or-create client.x mon ")
+        assert "pool=p namespace=n" in plain
+
+
+@pytest.mark.ceph
+def test_status(shared: Any) -> None:
+    found = shared.get("status")
+    check_json("status", found, ("problems[]",))
+    trees = {tree["tree"]: tree for tree in found["trees"]}
+    assert list(trees) == ["new", "vol"]
+    vol = trees["vol"]
+    assert (vol["size_bytes"], vol["epoch"], vol["sequence"]) == (8 * MIB, 1, 3)
+    assert UUID.fullmatch(vol["id"])
+    nodes = {node["name"]: node for node in vol["nodes"]}
+    assert [node["name"] for node in vol["nodes"]] == ["root", "k", "m", "g"]
+    assert {name: node["parent"] for name, node in nodes.items()} == {"root": None, "k": "root", "m": "root", "g": "m"}
+    assert {name: node["kind"] for name, node in nodes.items()} == {
+        "root": "root",
+        "k": "clone",
+        "m": "mirror",
+        "g": "mirror",
+    }
+    for name, node in nodes.items():
+        assert UUID.fullmatch(node["id"])
+        assert node["image"] == shared.spec(node["site"], "vol" if name == "root" else f"vol-{name}")
+        if name != "root":
+            assert (node["state"], node["sequence"], node["lag_generations"]) == ("outdated", 2, 1)
+            assert node["lag_seconds"] > 0
+            assert 3000 <= node["lag_bytes"] <= 8 * MIB
+    root = nodes["root"]
+    assert (root["state"], root["lag_generations"], root["lag_bytes"]) == ("up-to-date", 0, 0)
+    assert shared.get("status", "vol")["trees"] == [vol]
+    assert shared.get("status", vol["id"][:8])["trees"] == [vol]
+    assert shared.get("status", "--quick", "vol")["trees"] == [vol]
+    lines = shared.run("status", "vol").out.splitlines()
+    assert re.match(rf"vol  8 MiB, generation 1\.3, id {vol['id'][:8]}$", lines[0])
+    assert lines[1].split() == ["NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE"]
+    drawn = [re.split(r" (?=root|mirror|clone)", line)[0].rstrip() for line in lines[2:]]
+    assert drawn == ["root", "├─ k", "└─ m", "   └─ g"]
+    assert "1 gen, " in lines[3]
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.ceph
+def test_log(shared: Any) -> None:
+    found = shared.get("log", "vol")
+    check_json("log", found)
+    assert [g["generation"] for g in found["generations"]] == ["1.3", "1.2", "1.1"]
+    assert sorted(found["generations"][0]["nodes"]) == ["root"]
+    assert sorted(found["generations"][1]["nodes"]) == ["g", "k", "m", "root"]
+    assert [g["generation"] for g in shared.get("log", "vol/m")["generations"]] == ["1.2", "1.1"]
+    lines = shared.run("log", "vol").out.splitlines()
+    assert lines[0].split() == ["GENERATION", "CUT", "SIZE", "DELTA", "NODES"]
+    assert re.match(r"1\.2 +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +8 MiB +.* root, k, m, g$", lines[2])
+    assert "has no generation yet" in shared.run("log", "new").out
+
+
+@pytest.mark.ceph
+def test_diff(shared: Any) -> None:
+    found = shared.get("diff", "vol", "--since", "1.1", "--to", "1.2")
+    check_json("diff", found)
+    assert any(e["offset_bytes"] <= MIB < e["offset_bytes"] + e["length_bytes"] for e in found["extents"])
+    assert found["count"] == len(found["extents"])
+    assert found["total_bytes"] == sum(e["length_bytes"] for e in found["extents"])
+    totals = shared.get("diff", "vol", "--since", "1.0", "--totals")
+    check_json("diff", totals, ("extents[]",))
+    assert (totals["since"], totals["to"]) == ("1.0", "1.3")
+    plain = shared.run("diff", "vol", "--since", "1.1", "--to", "1.2").out.splitlines()
+    assert plain[0].split() == ["OFFSET", "LENGTH"]
+    assert re.match(r"1\.1 -> 1\.2: .* in 1 extent$", plain[-1])
+    assert shared.run("diff", "vol", "--since", "1.2", "--totals").out.count("\n") == 1
+
+
+@pytest.mark.ceph
+def test_verify(shared: Any) -> None:
+    found = shared.get("verify", "vol")
+    check_json("verify", found, NO_ERROR)
+    assert {n["node"]: (n["against"], n["generation"], n["equal"]) for n in found["nodes"]} == {
+        "g": ("root", "1.2", True),
+        "k": ("root", "1.2", True),
+        "m": ("root", "1.2", True),
+    }
+    one = shared.get("verify", "vol/g", "--at", "1.1")["nodes"]
+    assert [(n["node"], n["against"], n["generation"]) for n in one] == [("g", "m", "1.1")]
+    plain = shared.run("verify", "vol").out.splitlines()
+    assert re.fullmatch(r"vol/g = vol/root at 1\.2: .*B by checksums of the OSDs, .*B by reading", plain[0])
+    assert "vol/k = vol/root at 1.2: a clean clone of that very snapshot" in plain
+    failed = shared.get("verify", "vol", "--at", "1.3", code=errno.ENOENT)
+    check_json("verify", failed, ("nodes[].differences[]",))
+    assert "nothing to compare" in shared.run("verify", "new").out
+
+
+@pytest.mark.ceph
+def test_verify_tells_what_differs(room: Any) -> None:
+    room.tree()
+    room.add("vol/m", "root", "mirror", "b")
+    room.write("a", "vol", b"one" * 5000)
+    room.run("sync", "--cut", "vol")
+    # Behind RBD's back, in the object: a bad disk.
+    with room.image("b", "vol-m", read_only=True) as image:
+        prefix = image.block_name_prefix()
+    with room.ioctx("b") as ioctx:
+        assert ioctx.read(f"{prefix}.{0:016x}", 3, 4096) == b"neo"
+        ioctx.write(f"{prefix}.{0:016x}", b"BAD", 4096)
+        # The snapshot shares the object with the head until the head is written through RBD.
+        snapshots = ioctx.read(f"{prefix}.{0:016x}", 3, 4096)
+        assert snapshots == b"BAD"
+    found = room.get("verify", "vol", code=None)
+    if found["nodes"][0]["equal"]:
+        pytest.skip("the write made a clone of the object: the snapshot is as it was")
+    check_json("verify", found, ("nodes[].error.",))
+    assert found["nodes"][0]["differences"][0]["object"] == 0
+    done = room.run("verify", "vol", code=errno.EBADMSG)
+    assert re.search(r"vol/m DIFFERS from vol/root at 1\.1 in 1 object:\n  object 0: \d+\+\d+", done.out)
+
+
+@pytest.mark.ceph
+def test_marks(shared: Any) -> None:
+    found = shared.get("marks")
+    check_json("marks", found, ("problems[]",))
+    kinds = {(m["tree"], m["node"], m["kind"]) for m in found["marks"]}
+    for node in ("root", "m", "g"):
+        for kind in ("directory", "object", "metadata", "snapshot"):
+            assert ("vol", node, kind) in kinds
+    assert ("vol", "root", "hold") in kinds
+    assert all(m["tree"] == "new" for m in shared.get("marks", "new")["marks"])
+    assert shared.run("marks", "vol").out.splitlines()[0].split() == ["SITE", "KIND", "WHOSE", "WHERE", "WHAT"]
+    assert shared.run("marks", "no").out == "no marks of no on the sites that answered\n"
+
+
+# -- changing
+
+
+@pytest.mark.ceph
+def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
+    x, image = ("--size", "4M"), shared.spec("b", "x")
+    for command, name, words, said in (
+        ("init", "t", ("--node", "r", "--image", image, *x), "t/r would be the root of t"),
+        ("init", "t", ("--node", "r", "--image", shared.spec("b", "data")), "t/r would be the root of t"),
+        ("add", "vol/x", ("--parent", "m", "--kind", "mirror", "--image", image), "vol/x would be a mirror below m"),
+        ("add", "vol/x", ("--parent", "m", "--kind", "clone", "--image", image), "vol/x would be a clone below m"),
+        ("cut", "vol", (), "vol: would cut generation 1.4"),
+        ("sync", "vol", (), "vol/m: hold 1.3 upstream; intend 1.2 -> 1.3"),
+        ("sync", "vol", ("--cut",), "vol/g: then follow to 1.4"),
+        ("remove", "vol/g", (), "vol/g would leave; "),
+        ("detach", "vol/g", (), "vol/g would leave; "),
+        ("rollback", "vol/g", (), "has not diverged"),
+    ):
+        plain = shared.run(command, name, *words, "--dry-run")
+        assert said in plain.out, plain
+        found = shared.get(command, name, *words, "--dry-run")
+        check_json(command, found, NO_ERROR)
+        assert found["dry_run"] is True
+    assert shared.dump() == before
+
+
+@pytest.mark.ceph
+def test_changes_in_json(room: Any) -> None:
+    made = room.get("init", "vol", "--node", "root", "--image", room.spec("a", "vol"), "--size", "8M")
+    check_json("init", made)
+    assert made["id"] == room.get("status")["trees"][0]["id"]
+    for name, kind, site in (("m", "mirror", "b"), ("k", "clone", "a"), ("g", "mirror", "c")):
+        words = ("--parent", "vol/root", "--kind", kind, "--image", room.spec(site, name))
+        added = room.get("add", f"vol/{name}", *words)
+        check_json("add", added)
+        assert (added["parent"], added["dry_run"]) == ("root", False)
+    room.write("a", "vol", b"one" * 1000)
+    cut = room.get("cut", "vol")
+    check_json("cut", cut)
+    assert (cut["generation"], cut["size_bytes"]) == ("1.1", 8 * MIB)
+    synced = room.get("sync", "vol")
+    check_json("sync", synced, NO_ERROR)
+    assert {n["node"] for n in synced["nodes"]} == {"m", "k", "g"}
+    assert all(n["changed"] for n in synced["nodes"])
+    again = room.get("sync", "vol/m")
+    check_json("sync", again, (*NO_ERROR, "nodes[].steps[]"))
+    assert [(n["node"], n["changed"]) for n in again["nodes"]] == [("m", False)]
+    room.write("b", "m", b"mine")
+    failed = room.run("--format", "json", "sync", "--cut", "vol", code=errno.EUCLEAN)
+    check_json("sync", failed.json)
+    check_json("rollback", room.get("rollback", "vol/m"))
+    check_json("remove", room.get("remove", "vol/m"))
+    check_json("detach", room.get("detach", "vol/k"))
+    check_json("remove", room.get("rm", "vol/g"))
+    check_json("detach", room.get("detach", "vol/root"))
+    assert (room.rbd("a", "ls") + room.rbd("b", "ls")).split() == ["k", "vol"]
+
+
+@pytest.mark.ceph
+def test_plain_words_of_changes(room: Any) -> None:
+    spec = room.spec
+    done = room.run("init", "vol", "--node", "root", "--image", spec("a", "vol"), "--size", "8M")
+    assert done.out == f"vol/root is the root of vol, on {spec('a', 'vol')}\n"
+    done = room.run("add", "vol/m", "--parent", "root", "--kind", "mirror", "--image", spec("b", "m"))
+    assert done.out == f"vol/m is a mirror below root, on {spec('b', 'm')}; 'rbdtree sync vol/m' fills it\n"
+    assert room.run("cut", "vol").out == "vol: generation 1.1, 8 MiB, 0 B changed\n"
+    done = room.run("sync", "vol", "--cut")
+    assert re.fullmatch(r"vol: cut generation 1\.2\nvol/m: up to date, 0 B written in [\d.]+ s\n", done.out)
+    assert done.err == ""
+    assert room.run("sync", "vol").out == "vol/m: up to date already\n"
+    assert room.run("detach", "vol/m").out == f"{spec('b', 'm')} is an ordinary image now\n"
+    assert room.run("sync", "vol").out == "vol: nothing to sync: the root has no children yet\n"
+
+
+# -- options
+
+
+COMMON = ("--config", "--conf", "-c", "--id", "-n", "--name", "--keyring", "--timeout", "--format", "--no-progress")
+
+
+def test_every_command_takes_the_common_options() -> None:
+    assert {text for action in options.common()._actions for text in action.option_strings} == set(COMMON)
+    for words in [
+        "site ls",
+        "site check",
+        "caps reader",
+        "status",
+        "status t",
+        "log t",
+        "log t/n",
+        "diff t --since 1.0",
+        "verify t",
+        "marks",
+        "completion bash",
+        "init t --node n --image a:i",
+        "add t/n --parent p --kind clone --image a:i",
+        "cut t",
+        "sync t",
+        "remove t/n",
+        "detach t/n",
+        "rollback t/n",
+    ]:
+        changes = words.split()[0] in ("init", "add", "cut", "sync", "remove", "detach", "rollback")
+        given = (
+            [
+                "--config",
+                "f",
+                "--conf",
+                "c",
+                "--id",
+                "i",
+                "--keyring",
+                "k",
+                "--timeout",
+                "3",
+                "--format",
+                "json",
+                "--no-progress",
+            ],
+            ["--config=f", "-c", "c", "-n", "client.n", "--timeout=3", "--format=json"],
+        )
+        for some in given:
+            early = vars(main.parser().parse_args([*some, *words.split()]))
+            late = vars(main.parser().parse_args([*words.split(), *some, *(["--dry-run"] if changes else [])]))
+            assert late.pop("dry_run", None) is (True if changes else None)
+            assert early == late
+            assert (early["config"], early["conf"], early["timeout"], early["format"]) == ("f", "c", 3.0, "json")
+
+
+@pytest.mark.ceph
+def test_common_options_at_work(shared: Any) -> None:
+    conf = shared.pools.conf("a")
+    keyring = conf.parent / "keyring"
+
+    def trees(done: Done) -> list[str]:
+        return [tree["tree"] for tree in done.json["trees"]]
+
+    for words in (
+        ("--config", shared.config, "--format", "json", "status"),
+        ("status", "--format", "json", "--config", shared.config),
+        ("--config", shared.config, "status", "--format=json", "--no-progress"),
+        ("--timeout", 5, "--format", "json", "status", "--config", shared.config, "--id", "admin"),
+        ("-n", "client.admin", "status", "--format", "json", "--config", shared.config),
+    ):
+        assert trees(run(*words)) == ["new", "vol"], words
+    # All pools of the cluster are looked at then; others may have a tree of that name.
+    vol = shared.get("status", "vol")["trees"][0]["id"]
+    for words in (
+        ("-c", conf, "--format", "json", "status", vol),
+        ("status", vol, "--conf", conf, "--format", "json"),
+        ("status", vol, "-c", conf, "--id", "admin", "--keyring", keyring, "--format", "json"),
+        ("-c", conf, "-n", "client.admin", "status", vol, "--format", "json"),
+    ):
+        found = run(*words).json["trees"][0]["nodes"]
+        assert {n["name"]: (n["site"], n["state"]) for n in found} == {
+            "root": ("ceph", "up-to-date"),
+            "k": ("ceph", "outdated"),
+            "m": ("b", "unreachable"),
+            "g": ("c", "unreachable"),
+        }
+    assert trees(run("status", "--format", "json", RBDTREE_CONFIG=str(shared.config))) == ["new", "vol"]
+    assert run("--id", "nobody", "--config", shared.config, "status", code=errno.EPERM).out == ""
+
+
+@pytest.mark.ceph
+def test_a_pipe_that_closes_is_no_error(shared: Any) -> None:
+    command = [sys.executable, "-m", "rbdtree_cli.main", "--config", str(shared.config), "marks"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+def test_help_of_everything() -> None:
+    assert "COMMAND" in run("--help").out
+    assert run("--version").out.startswith("rbdtree ")
+    for command in ("site ls", "caps", "init", "rm", "sync", "status"):
+        assert run(*command.split(), "--help").out.startswith("usage: rbdtree ")

@@ -1,0 +1,148 @@
+"""Deltas over memory: never less than the truth, and not much more."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbdtree import memory
+from rbdtree.engine import delta
+from rbdtree.model.extent import Extents
+from rbdtree.ports import Image, Layout
+
+UNIT = 16384
+OBJECTS = 200
+BLOCK = 4096
+
+
+@dataclass
+class Volume:
+    """A volume of many objects, fully written, and its bytes in every snapshot, by block."""
+
+    image: Image
+    head: dict[int, int] = field(default_factory=dict)
+    kept: dict[str, dict[int, int]] = field(default_factory=dict)
+    writes: int = 0
+
+    def write(self, block: int, count: int) -> None:
+        self.writes += 1
+        length = min(count * BLOCK, self.image.size() - block * BLOCK)
+        if length > 0:
+            self.image.submit_write(block * BLOCK, bytes([self.writes % 250 + 1]) * length, lambda _: None)
+            self.head.update(dict.fromkeys(range(block, block + length // BLOCK), self.writes))
+
+    def resize(self, objects: int) -> None:
+        self.image.resize(objects * UNIT)
+        self.head = {b: v for b, v in self.head.items() if b < objects * UNIT // BLOCK}
+
+    def snapshot(self) -> str:
+        name = f"s{len(self.kept)}"
+        self.image.create_snapshot(name)
+        self.kept[name] = dict(self.head)
+        return name
+
+
+def volume(objects: int = OBJECTS) -> Volume:
+    storage = memory.Storage("f", [("p", "")])
+    pool = memory.Sites({"a": storage}).cluster("a").pool("p")
+    image_id = pool.create_image("v", objects * UNIT, Layout(UNIT, UNIT, 1), None)
+    return Volume(pool.open(image_id, read_only=False))
+
+
+def changed(one: dict[int, int], two: dict[int, int]) -> set[int]:
+    return {block for block in one.keys() | two.keys() if one.get(block) != two.get(block)}
+
+
+def blocks(extents: Extents) -> set[int]:
+    return {b for at, n in extents for b in range(at // BLOCK, -(-(at + n) // BLOCK))}
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, OBJECTS * 4 - 1), st.integers(1, 40)),
+        st.tuples(st.just("resize"), st.integers(1, OBJECTS), st.just(0)),
+        st.tuples(st.just("snapshot"), st.just(0), st.just(0)),
+    ),
+    max_size=12,
+)
+
+
+@given(before=steps, after=steps, start=st.integers(0, OBJECTS * UNIT))
+def test_a_delta_covers_what_changed(
+    before: list[tuple[str, int, int]], after: list[tuple[str, int, int]], start: int
+) -> None:
+    made = volume()
+    since = until = ""
+    for part in (before, after):
+        for kind, where, count in part:
+            if kind == "write":
+                made.write(where, count)
+            elif kind == "resize":
+                made.resize(where)
+            else:
+                made.snapshot()
+        since, until = until, made.snapshot()
+    found = delta.collect(made.image, since, until)
+    size = made.image.size()
+    truth = {b for b in changed(made.kept[since], made.kept[until]) if b * BLOCK < size}
+    assert truth <= blocks(found)
+    assert not found or found.pairs[-1][0] + found.pairs[-1][1] <= size
+    rest = Extents.of(pair for batch in delta.changes(made.image, since, until, start) for pair in batch)
+    assert rest.clip(start, size) == found.clip(start, size)
+    assert not rest or rest.pairs[0][0] >= start - start % UNIT
+
+
+@given(st.lists(st.tuples(st.integers(0, OBJECTS * 4 - 1), st.integers(1, 9)), max_size=20))
+def test_a_delta_of_old_objects_is_exact(writes: list[tuple[int, int]]) -> None:
+    made = volume()
+    made.write(0, OBJECTS * 4)
+    made.snapshot()
+    for block, count in writes:
+        made.write(block, count)
+    made.snapshot()
+    assert blocks(delta.collect(made.image, "s0", "s1")) == changed(made.kept["s0"], made.kept["s1"])
+
+
+def test_a_delta_comes_in_ascending_batches() -> None:
+    made = volume()
+    made.write(0, OBJECTS * 4)
+    made.snapshot()
+    for block in range(0, OBJECTS * 4, 40):
+        made.write(block, 1)
+    made.snapshot()
+    found = [pair for batch in delta.changes(made.image, "s0", "s1") for pair in batch]
+    assert found == sorted(found)
+    assert [at // BLOCK for at, _ in found] == list(range(0, OBJECTS * 4, 40))
+
+
+def test_a_snapshot_below_a_shrink_does_not_hide_it() -> None:
+    made = volume(8)
+    made.write(0, 32)
+    made.snapshot()
+    made.resize(3)
+    made.snapshot()
+    made.resize(8)
+    made.snapshot()
+    lost = Extents.of([(3 * UNIT, 5 * UNIT)])
+    assert delta.coarse(made.image, "s0", "s2") == lost
+    assert delta.collect(made.image, "s0", "s2") == lost
+    # One by one there is nothing to overlook: each generation's size is applied.
+    assert delta.collect(made.image, "s1", "s2").subtract(lost) == Extents()
+
+
+def test_from_nothing_it_is_what_exists() -> None:
+    made = volume()
+    made.write(8, 4)
+    made.write(400, 1)
+    made.snapshot()
+    assert list(delta.collect(made.image, None, "s0")) == [(2 * UNIT, UNIT), (100 * UNIT, UNIT)]
+
+
+def test_neighbouring_objects_are_asked_for_together() -> None:
+    near = Extents.of((n * UNIT, UNIT) for n in range(0, 40, 2))
+    assert list(delta._runs(near, UNIT)) == [(0, 39 * UNIT)]
+    far = Extents.of([(0, 100), (100 * UNIT + 5, 10)])
+    assert list(delta._runs(far, UNIT)) == [(0, 100), (100 * UNIT, 15)]
+    long = Extents.of([(0, 1000 * UNIT)])
+    assert all(length <= 64 * UNIT for _, length in delta._runs(long, UNIT))
+    assert Extents.of(delta._runs(long, UNIT)) == long
