@@ -1,6 +1,6 @@
 """Random histories of a volume; all nodes equal after each round.
 
-``RBDTREE_FUZZ_ROUNDS`` (default 40) rounds of ``RBDTREE_FUZZ_SEED`` (default: by the clock; pytest shows it when the
+``RBDTREE_FUZZ_ROUNDS`` (default 30) rounds of ``RBDTREE_FUZZ_SEED`` (default: by the clock; pytest shows it when the
 test fails).
 """
 
@@ -20,7 +20,7 @@ from .world import MIB, TREE, World, noise
 
 pytestmark = pytest.mark.ceph
 
-ROUNDS = int(os.environ.get("RBDTREE_FUZZ_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("RBDTREE_FUZZ_ROUNDS", "30"))
 SEED = int(os.environ.get("RBDTREE_FUZZ_SEED", str(int(time.time()))))
 LARGEST = 24 * MIB
 SHAPES = {
