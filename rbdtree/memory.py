@@ -515,7 +515,7 @@ class Pool:
     def journal(self, image_id: str) -> Journal:
         raise errors.NotFound(f"image {image_id} has no journal")
 
-    def full(self, image_id: str = "") -> str | None:  # noqa: ARG002
+    def full(self, image_id: str = "") -> str | None:
         used = sum(len(volume.objects) for volume in self.place.images.values())
         limit = self.place.capacity
         return f"pool {self.name} is full" if limit is not None and used >= limit else None
