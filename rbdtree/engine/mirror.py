@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rbdtree import errors
 from rbdtree.engine import delta, ends, extents, sample
@@ -175,7 +176,7 @@ class MirrorEdge:
             case steps.Abandon():
                 self._update(lambda d: replace(d, intent=None))
             case steps.Forget(position):
-                self._update(lambda d: replace(d, generations=_without(d.generations, position)))
+                self._update(partial(_forget, position))
             case steps.Release(position):
                 self._above = self.upstream.update(ends.release(self.document, position))
             case _:
@@ -382,5 +383,9 @@ class MirrorEdge:
         )
 
 
-def _without(generations: tuple[Generation, ...], position: Position) -> tuple[Generation, ...]:
-    return tuple(g for g in generations if g.position != position)
+def _forget(position: Position, document: NodeDocument) -> NodeDocument:
+    """Without a generation whose snapshot is gone, and without its holds: nothing is left to keep for a child. What a
+    branch stands on is still wanted above."""
+    generations = tuple(g for g in document.generations if g.position != position)
+    holds = tuple(h for h in document.holds if h.position != position or h.branch)
+    return replace(document, generations=generations, holds=holds)
