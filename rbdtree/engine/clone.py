@@ -235,7 +235,7 @@ class CloneEdge:
             self._purge(old)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash; ``_purge`` takes it out if nobody has it open and it has nothing of its own."""
+        """The old clone goes to the trash; ``_purge`` takes it out if nobody has it open and it holds nothing."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")

@@ -22,7 +22,7 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine import extents, tidy
 from rbdtree.engine import push as pushes
 from rbdtree.engine.batch import Batch, Batcher
-from rbdtree.engine.claim import Claim
+from rbdtree.engine.claim import SECONDS, Claim, identity, is_dead
 from rbdtree.engine.coalesce import Piece
 from rbdtree.engine.coalesce import pieces as coalesced
 from rbdtree.engine.lag import Lag, lag
@@ -36,6 +36,7 @@ from rbdtree.model.position import Position, push_snapshot_name
 from rbdtree.model.record import Change, CompareAndWrite, OpFinish, Resize, SnapCreate, SnapRollback, Write, Zero
 from rbdtree.ports import Image, Journal, Reporter, Sites
 
+_GLANCE_SECONDS = 0.1
 _IDLE_SECONDS = 3.0
 _SHOW_SECONDS = 1.0
 _SHUT_SECONDS = 2.0
@@ -71,7 +72,7 @@ class _Again(Exception):
 class Uplink:
     """One run. ``run`` returns when stopped, and raises what a person must see to.
 
-    ``join``: beside a run that may be under way, not instead of it; and where the way up is shut it gives up.
+    ``join``: a push, which ends where it stands now (``join()``, not ``run()``); where the way up is shut it gives up.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Uplink:
         max_unpushed: int = branches.MAX_UNPUSHED,
         shared: bool = False,
         join: bool = False,
-        show: Callable[[Window], None] = lambda _: None,
+        show: Callable[[Window], None] | None = None,
     ) -> None:
         self.stop = threading.Event()
         self.published: list[Position] = []
@@ -101,13 +102,15 @@ class Uplink:
         self._above = True
         """Whether some push may be neither published nor refused."""
         self._carried_at = 0.0
-        self._session = uuid.uuid4().hex
+        self._session = identity(f"uplink {uuid.uuid4().hex}", node.pool.cluster.address())
         self._client = branches.journal_client(node.node_id)
         self._image_id = ""
         self._taken: tuple[tuple[int, int, int], ...] = ()
         self._leaving = 0.0
         self._asked = -1
         """Number of the newest mark that this run made."""
+        self._last = -1
+        """Number of the newest push that holds what lies before it."""
         self._creating: SnapCreate | None = None
         self._creation: Batch | None = None
         self._created_at = 0.0
@@ -119,20 +122,75 @@ class Uplink:
     def run(self, *, once: bool = False) -> None:
         """Until stopped; with ``once`` until everything written before is published."""
         self._begin()
+        try:
+            while True:
+                try:
+                    self._run(once)
+                    return
+                except _Again:
+                    continue
+                except errors.Unreachable as error:
+                    if self.stop.is_set():
+                        raise
+                    self._reporter.note(self._node.name, f"waits: {error}")
+                    self.stop.wait(_SHUT_SECONDS)
+                except errors.Fenced:
+                    # A claim that was lost while this host stood still; or somebody else's turn.
+                    self._branch(self._node.read())
+        finally:
+            with suppress(errors.Error):
+                self._update(self._ended)
+
+    def _ended(self, branch: Branch) -> Branch:
+        """Pushes need not wait for this run any more."""
+        return replace(branch, session="") if branch.session == self._session else branch
+
+    def join(self) -> None:
+        """Until everything written before is in pushes: by a run that is under way, or, where none is, by this one.
+
+        A run that is under way is only given a mark to come to: two that publish the same records would send each
+        other back to the beginning all the time. Whether it lives is told by what it does.
+        """
+        seen: object = None
+        patience = 0.0
         while True:
-            try:
-                self._run(once)
+            document = self._node.read()
+            branch = self._branch(document)
+            if self._passed(document, branch):
                 return
-            except _Again:
+            mine = branches.own_pushes(document)
+            state = (branch.session, branch.taken, branch.since, [(p.number, p.state) for p in mine])
+            if state != seen:
+                seen, patience = state, time.monotonic() + SECONDS
+            if branch.session and not is_dead(branch.session) and time.monotonic() < patience:
+                if self._asked < 0 and not branch.skip_to:
+                    self._mark()
+                time.sleep(_GLANCE_SECONDS)
                 continue
-            except errors.Unreachable as error:
-                if self._join or self.stop.is_set():
+            self._leaving = 0.0
+            try:
+                self._begin()
+                self._run(True)
+                return
+            except (_Again, errors.Fenced):
+                # Somebody else is at it.
+                continue
+            except errors.Busy as error:
+                if not branch.session:
                     raise
                 self._reporter.note(self._node.name, f"waits: {error}")
-                self.stop.wait(_SHUT_SECONDS)
-            except errors.Fenced:
-                # A claim that was lost while this host stood still; or somebody else's turn.
-                self._branch(self._node.read())
+                patience = time.monotonic() + SECONDS
+
+    def _passed(self, document: NodeDocument, branch: Branch) -> bool:
+        """Whether all before the mark is in pushes that are on their way; or a push was refused."""
+        mine = branches.own_pushes(document)
+        if any(p.state is PushState.CONFLICT for p in mine):
+            return True
+        if self._asked < 0 or _number(branch.since) < self._asked:
+            return False
+        if self._last < 0:
+            self._last = branches.top(document)
+        return all(p.state is PushState.SENT for p in mine if p.number <= self._last)
 
     def _run(self, once: bool) -> None:
         with self._claim():
@@ -307,7 +365,8 @@ class Uplink:
             quiet_since = now if came or batcher.pending else quiet_since
             if once or self.stop.is_set():
                 if not self._leaving:
-                    self._leaving, self._asked = now, -1
+                    self._leaving = now
+                    self._asked = self._asked if self._join else -1
                 if came and not once and now - self._leaving < _DRAIN_SECONDS:
                     continue
                 for batch in batcher.cut() if not once and self._asked < 0 else ():
@@ -632,7 +691,7 @@ class Uplink:
 
     def _tell(self, journal: Journal, *, force: bool = False) -> None:
         now = time.monotonic()
-        if not force and now - self._shown < _SHOW_SECONDS:
+        if self._show is None or (not force and now - self._shown < _SHOW_SECONDS):
             return
         self._shown = now
         try:
@@ -689,7 +748,7 @@ def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) 
     run = Uplink(sites, node, reporter, shared=shared, join=True)
     stopped: errors.Error | None = None
     try:
-        run.run(once=True)
+        run.join()
     except errors.Conflict:
         pass
     except (errors.Unreachable, errors.NotFound) as error:

@@ -153,9 +153,10 @@ class Branch:
     """A node's writable clone over a generation. ``image_id`` is empty while it is being made.
 
     ``since`` is the snapshot after which nothing has been pushed yet (a journal uplink renews it when it is idle).
-    Of a journal uplink: ``session`` is whoever runs it, ``taken`` the journal position (object, tag, entry; newest
-    first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its creation are
-    in that. ``doubt``: published in the journal's order, which may not be the image's; to be compared at the next mark.
+    Of a journal uplink: ``session`` is the run that is under way, ``taken`` the journal position (object, tag, entry;
+    newest first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its
+    creation are in that. ``doubt``: published in the journal's order, which may not be the image's; to be compared at
+    the next mark.
     """
 
     image: str
