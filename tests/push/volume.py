@@ -252,7 +252,11 @@ class Volume(World):
         since = push_snapshot_name(document.tree_id, 0)
         if since not in snapshots:
             return
-        same = self.hash_of(document, since) == truth[document.branch.base]
+        ref = document.ref
+        with self.at(
+            ref.site, None, since, namespace=ref.namespace, image_id=document.branch.image_id, read_only=True
+        ) as image:
+            same = self.digest(image) == truth[document.branch.base]
         assert same, f"{name} does not stand on {document.branch.base}"
 
     def check(self, *, current: bool = False) -> None:
