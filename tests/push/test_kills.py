@@ -1,47 +1,38 @@
-"""``kill -9`` wherever a push, a resolve, a discard, a branch or a move may die: done again, each is done once.
+"""``kill -9`` wherever a push, a resolve, a discard, a branch or a move may die: done again, each is done once."""
 
-RBDTREE_TEST_EVERY=1 kills at every call that changes something, the default at every ninth.
-"""
-
-import itertools
-import os
 import signal
 from collections.abc import Callable
 
 import pytest
 from live.world import TREE, noise
 
+from .conftest import Points
 from .volume import MIB, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
 
-EVERY = int(os.environ.get("RBDTREE_TEST_EVERY", "9"))
-SOON = 15.0
+EVERY = 9
+RBD_WAITS = 30.0
+"""Seconds, for the lock of a client that died."""
 
 
-@pytest.fixture(autouse=True)
-def _processes(volume: Volume) -> None:
-    volume.apart = True
-
-
-def killed_everywhere(
+def killed(
+    points: Points,
     volume: Volume,
     before: Callable[[int], tuple[object, ...]],
     after: Callable[[int], None],
     every: int = EVERY,
-    first: int = 1,
 ) -> int:
     """Runs the command of ``before`` again and again, killed further on each time, then ``after``; how far it came."""
-    for turn in itertools.count():
-        number = first + turn * every
+    for turn, order in enumerate(points(every)):
         words = before(turn)
-        order = {"kill_after" if turn % 2 else "kill_before": number}
         done = volume.driven(*words, **order)
         try:
             after(turn)
         except AssertionError as error:
             raise AssertionError(f"{words} {order}, ended with {done.returncode}: {error}") from error
         if done.returncode != -signal.SIGKILL:
+            (number,) = order.values()
             return number
     raise AssertionError
 
@@ -60,7 +51,7 @@ def piece(turn: int) -> dict[int, bytes]:
 
 
 @pytest.mark.release
-def test_a_push_at_every_call(volume: Volume) -> None:
+def test_a_push_at_every_call(points: Points, volume: Volume) -> None:
     """Three hops: staged, copied to the parent, copied to the root, landed, heard."""
     chain(volume)
     newest = 0
@@ -73,16 +64,15 @@ def test_a_push_at_every_call(volume: Volume) -> None:
 
     def after(_: int) -> None:
         volume.check()
-        done = volume.push("leaf", "--wait")
-        assert done.seconds < SOON, done
+        assert volume.push("leaf", "--wait").seconds < RBD_WAITS
         assert volume.newest() == newest + 1
         volume.sync()
         volume.settled()
 
-    assert killed_everywhere(volume, before, after) > 15
+    assert killed(points, volume, before, after) > 15
 
 
-def test_a_clones_push_and_move_at_every_call(volume: Volume) -> None:
+def test_a_clones_push_and_move_at_every_call(points: Points, volume: Volume) -> None:
     """``--wait``: the clone that is the branch is swapped for a newer one."""
     volume.init(size=16 * MIB)
     volume.add("k", "root", "clone", "a")
@@ -106,10 +96,10 @@ def test_a_clones_push_and_move_at_every_call(volume: Volume) -> None:
         assert volume.document("k").branch
         assert volume.branch_bytes("k") == bytes(volume.model)
 
-    assert killed_everywhere(volume, before, after, first=3) > 15
+    assert killed(points, volume, before, after) > 15
 
 
-def test_a_mirrors_move_at_every_call(volume: Volume) -> None:
+def test_a_mirrors_move_at_every_call(points: Points, volume: Volume) -> None:
     volume.init(size=16 * MIB)
     volume.add("m", "root", "mirror", "b")
     volume.step()
@@ -127,7 +117,7 @@ def test_a_mirrors_move_at_every_call(volume: Volume) -> None:
         volume.settled()
         assert volume.branch_bytes("m") == bytes(volume.model)
 
-    assert killed_everywhere(volume, before, after, first=2) > 10
+    assert killed(points, volume, before, after) > 10
 
 
 @pytest.mark.parametrize("when", ["kill_before", "kill_after"])
@@ -144,10 +134,13 @@ def test_killed_while_landing_and_cut_by_another(volume: Volume, when: str) -> N
     assert done.returncode == -signal.SIGKILL, done
     assert volume.newest() == newest
     assert volume.document("root").intent
-    # The dead client holds RBD's lock of the image; the host's writes wait for whoever fences it.
-    volume.cli("status", TREE)
+    # The dead client holds RBD's lock of the image and is told of every change: the host would wait for half a minute.
+    image = volume.node("root").pool.open(volume.document("root").image_id)
+    for address in image.watchers():
+        volume.sites.cluster("a").fence(address)
+    image.close()
     volume.root_write({3 * MIB: noise(4096, "root"), 2 * MIB + 512: noise(512, "root"), 12 * MIB: noise(512, "root")})
-    done = volume.process("cut", TREE)
+    volume.cut()
     assert volume.newest() == newest + 2
     volume.check_model()
     volume.sync()
@@ -157,7 +150,7 @@ def test_killed_while_landing_and_cut_by_another(volume: Volume, when: str) -> N
     volume.settled()
 
 
-def test_resolving_at_every_call(volume: Volume) -> None:
+def test_resolving_at_every_call(points: Points, volume: Volume) -> None:
     volume.init(size=16 * MIB)
     volume.add("m", "root", "mirror", "b")
     volume.add("k", "root", "clone", "a")
@@ -201,18 +194,17 @@ def test_resolving_at_every_call(volume: Volume) -> None:
                 rbd.RBD().trash_remove(ioctx, entry["id"], True)
         volume.settled()
 
-    numbers = [killed_everywhere(volume, before, after, max(1, EVERY // 2))]
-    assert numbers[0] > 4
+    assert killed(points, volume, before, after, EVERY // 2) > 4
 
 
 @pytest.mark.parametrize("name", ["m", "k"])
-def test_branching_and_discarding_at_every_call(volume: Volume, name: str) -> None:
+def test_branching_and_discarding_at_every_call(points: Points, volume: Volume, name: str) -> None:
     volume.init(size=16 * MIB)
     volume.add("m", "root", "mirror", "b")
     volume.add("k", "root", "clone", "a")
     volume.root_write({MIB: noise(MIB)})
     volume.step()
-    every = max(1, EVERY // 2)
+    every = EVERY // 2
 
     def after_branch(_: int) -> None:
         volume.check()
@@ -239,8 +231,8 @@ def test_branching_and_discarding_at_every_call(volume: Volume, name: str) -> No
         assert empty_trash(volume, name) == [noise(512, turn)]
         volume.settled()
 
-    assert killed_everywhere(volume, lambda _: ("branch", f"{TREE}/{name}"), after_branch, every) > 4
-    assert killed_everywhere(volume, before_discard, after_discard, every) > 4
+    assert killed(points, volume, lambda _: ("branch", f"{TREE}/{name}"), after_branch, every) > 4
+    assert killed(points, volume, before_discard, after_discard, every) > 4
 
 
 def empty_trash(volume: Volume, name: str) -> list[bytes]:

@@ -1,6 +1,5 @@
 """A branch's journal, published continuously: in order, without loss, whatever dies in between."""
 
-import itertools
 import json
 import os
 import signal
@@ -19,12 +18,12 @@ from live.world import TREE, noise, until
 from rbdtree.engine import branch as branches
 
 from . import numbers
+from .conftest import Points
 from .volume import MIB, REFUSED, UNSUPPORTED, Volume
 
 pytestmark = pytest.mark.ceph
 
 SIZE = 4 * MIB
-EVERY = int(os.environ.get("RBDTREE_TEST_EVERY", "31"))
 
 
 def chain(volume: Volume, size: int = SIZE) -> None:
@@ -167,19 +166,18 @@ def test_an_uplink_killed_at_random_moments_loses_nothing(volume: Volume, tmp_pa
     equal(volume, "leaf")
 
 
-def test_an_uplink_killed_at_every_call(volume: Volume) -> None:
-    """RBDTREE_TEST_EVERY=1 for every one of them; each time there is something to publish, and an end to wait for."""
+def test_an_uplink_killed_at_every_call(points: Points, volume: Volume) -> None:
+    """Each time there is something to publish, and an end to wait for."""
     chain(volume)
     volume.branch("leaf", "--uplink", "journal")
     base, before = volume.branch_bytes("leaf"), volume.newest()
     written = 0
-    for turn in itertools.count():
+    for order in points(31):
         with volume.on_branch("leaf") as image:
             for _ in range(6):
                 written += 1
                 image.write(numbers.block(written), numbers.place(written, SIZE))
             image.flush()
-        order = {"kill_after" if turn % 2 else "kill_before": 1 + turn * EVERY}
         done = volume.driven("uplink", f"{TREE}/leaf", "--once", **order)
         assert "Traceback" not in done.stderr, done.stderr
         if done.returncode != -signal.SIGKILL:
