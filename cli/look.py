@@ -29,12 +29,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     completes(log.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     log.set_defaults(run=run_log)
 
-    diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
+    diff = commands.add_parser(
+        "diff", help="what changed between two generations, or what is on a branch", parents=common
+    )
     completes(
         diff.add_argument(
             "tree", metavar="TREE[/NODE]", help="the volume, or what a node's branch changed and has not pushed"
         ),
-        completion.nodes,
+        completion.trees_and_nodes,
     )
     diff.add_argument(
         "--since",

@@ -16,13 +16,14 @@ from rbdtree.engine import uplink as uplinks
 from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.engine.sync import Outcome, Sync
-from rbdtree.model.document import Lease, Push
+from rbdtree.model.document import Branch, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName, parse_size
 from rbdtree.model.position import Position
 
-from . import options, progress, render
-from .session import VERSION, Session
+from . import completion, options, progress, render
+from .completion import completes
+from .session import VERSION, Session, described
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,41 +32,58 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     branch = commands.add_parser(
         "branch", help="give a node a writable branch, or name the one it has", parents=parents
     )
-    branch.add_argument("node", metavar="TREE/NODE")
-    branch.add_argument("--uplink", choices=("snapshot", "journal"), help="how its writes are found (docs/writing.md)")
-    branch.add_argument("--at", metavar="G", help="over this generation (default: the node's newest)")
+    _node_argument(branch)
+    branch.add_argument(
+        "--uplink",
+        choices=("snapshot", "journal"),
+        help="how its writes are found, snapshot at first (docs/writing.md); of a branch that is there: switch it",
+    )
+    branch.add_argument("--at", metavar="G", help="a new branch over this generation (default: the node's newest)")
     branch.set_defaults(run=run_branch)
 
     push = commands.add_parser("push", help="send a branch's writes up and publish them at the root", parents=parents)
-    push.add_argument("node", metavar="TREE/NODE")
-    push.add_argument("--wait", action="store_true", help="until the node has the published generation back")
+    _node_argument(push)
+    push.add_argument("--wait", action="store_true", help="then sync the node, so that it has the generation itself")
     push.add_argument(
         "--shared",
         action="store_true",
-        help="also while others have the root's image open (cluster-aware applications)",
+        help="publish also while others have the root's image open (only for cluster-aware applications)",
     )
     push.set_defaults(run=run_push)
 
     uplink = commands.add_parser(
         "uplink", help="publish a branch's journal continuously, until stopped", parents=[options.common()]
     )
-    uplink.add_argument("node", metavar="TREE/NODE")
-    uplink.add_argument("--interval", default="1s", metavar="DURATION", help="between generations, cut at flushes (1s)")
-    uplink.add_argument("--max-unpushed", default="1G", metavar="SIZE", help="how much journal may wait (default 1G)")
+    _node_argument(uplink)
+    uplink.add_argument(
+        "--interval",
+        default="1s",
+        metavar="DURATION",
+        help="between two generations, which end at a flush (default 1s)",
+    )
+    uplink.add_argument(
+        "--max-unpushed",
+        default="1G",
+        metavar="SIZE",
+        help="journal that may wait before the rest is published by a snapshot (default 1G; read when the uplink of a "
+        "branch begins for the first time)",
+    )
     uplink.add_argument("--once", action="store_true", help="publish what has been written so far, then end")
     uplink.add_argument("--shared", action="store_true", help="as for push")
     uplink.set_defaults(run=run_uplink)
 
     discard = commands.add_parser("discard", help="throw a branch away, into the RBD trash", parents=parents)
-    discard.add_argument("node", metavar="TREE/NODE")
+    _node_argument(discard)
     discard.add_argument("-y", "--yes", action="store_true", help="do not ask")
     discard.set_defaults(run=run_discard)
 
     ending = commands.add_parser("resolve", help="end a conflict", parents=parents)
-    ending.add_argument("node", metavar="TREE/NODE")
+    _node_argument(ending)
     how = ending.add_mutually_exclusive_group(required=True)
     how.add_argument(
-        "--take", choices=("ours", "theirs"), help="ours: push over the others' bytes; theirs: give the branch up"
+        "--take",
+        choices=("ours", "theirs"),
+        help="ours: the next push writes over the others' bytes; theirs: the branch goes to the RBD trash",
     )
     how.add_argument("--park", metavar="IMAGE", help="keep the branch as an ordinary image of this name")
     ending.add_argument("-y", "--yes", action="store_true", help="do not ask")
@@ -79,7 +97,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         ("release", "give it back"),
     ):
         parser = actions.add_parser(action, help=text, parents=parents)
-        parser.add_argument("node", metavar="TREE/NODE")
+        _node_argument(parser)
         if action != "renew":
             parser.add_argument(
                 "--portion", metavar="A..B[,C..D]", help="ranges such as 0..1G (default: the whole volume)"
@@ -90,8 +108,12 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
             )
         parser.set_defaults(run=run_lease)
     listing = actions.add_parser("ls", help="who holds what, and for how long", parents=[options.common()])
-    listing.add_argument("tree", metavar="TREE[/NODE]")
+    completes(listing.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     listing.set_defaults(run=run_lease_ls)
+
+
+def _node_argument(parser: argparse.ArgumentParser) -> None:
+    completes(parser.add_argument("node", metavar="TREE/NODE"), completion.nodes)
 
 
 def _node(session: Session) -> tuple[Tree, Member, Node]:
@@ -106,22 +128,22 @@ def run_branch(session: Session) -> int:
     if session.dry_run:
         document = document_of(member)[1]
         said = f"{document.full_name} has a branch" if document.branch else f"{document.full_name} would get a branch"
-        session.put({"node": given.node, "dry_run": True}, said)
+        session.put(_branch(document, document.branch, True), said)
         return 0
     document, branch = branches.ensure(session.sites, node, given.uplink, at)
-    spec = branches.spec(document, branch)
-    session.put(
-        {
-            "node": given.node,
-            "image": spec,
-            "image_id": branch.image_id,
-            "base": str(branch.base),
-            "uplink": branch.uplink,
-            "dry_run": False,
-        },
-        spec,
-    )
+    session.put(_branch(document, branch, False), branches.spec(document, branch))
     return 0
+
+
+def _branch(document: NodeDocument, branch: Branch | None, dry_run: bool) -> dict[str, Any]:
+    return {
+        "node": document.full_name,
+        "image": branches.spec(document, branch) if branch else None,
+        "image_id": branch.image_id if branch else None,
+        "base": str(branch.base) if branch else None,
+        "uplink": branch.uplink if branch else None,
+        "dry_run": dry_run,
+    }
 
 
 def diff_branch(session: Session, member: Member) -> int:
@@ -140,13 +162,20 @@ def diff_branch(session: Session, member: Member) -> int:
         extents = [{"offset_bytes": offset, "length_bytes": length} for offset, length in report.changed]
         session.put(totals if session.options.totals else {**totals, "extents": extents}, "")
         return 0
-    if not session.options.totals:
+    if not session.options.totals and report.changed:
         render.table(("OFFSET", "LENGTH"), [(str(o), str(n)) for o, n in report.changed], right=(0, 1))
     print(
-        f"{report.image} over {report.base}: {render.size(report.changed.total)} in {len(report.changed)} extents not "
-        f"pushed, {len(report.pushes)} pushes under way"
+        f"{report.image} over {report.base}: {render.size(report.changed.total)} in "
+        f"{render.counted(len(report.changed), 'extent')} not pushed{_under_way(report.pushes)}"
     )
     return 0
+
+
+def _under_way(pushes: tuple[Push, ...]) -> str:
+    """Pushes that are not published, in a phrase."""
+    refused = sum(p.state is PushState.CONFLICT for p in pushes)
+    parts = [(len(pushes) - refused, "under way"), (refused, "refused")]
+    return "".join(f", {number} {'push' if number == 1 else 'pushes'} {what}" for number, what in parts if number)
 
 
 def push_value(push: Push) -> dict[str, Any]:
@@ -178,7 +207,7 @@ def run_push(session: Session) -> int:
     if session.dry_run:
         report = branches.look(node, document)
         text = f"{document.full_name} would push {render.size(report.changed.total)}"
-        session.put({"node": given.node, "total_bytes": report.changed.total, "dry_run": True}, text)
+        session.put(_push(pushing.PushOutcome(document.full_name), report.changed.total), text)
         return 0
     with progress.reporter(session) as reporter:
         outcome = uplinks.push(session.sites, node, reporter, shared=given.shared)
@@ -189,40 +218,44 @@ def run_push(session: Session) -> int:
             synced = Sync(session.sites, reporter, only=only, expiry_seconds=session.config.trash_expiry_seconds).run(
                 fresh
             )
-    _report_push(session, outcome)
-    if outcome.refused:
-        raise pushing.conflict(document_of(session.find(given.node)[1])[1], outcome.refused[0])
-    if outcome.stopped and (given.wait or not outcome.border):
-        raise outcome.stopped
     failed = next((o.error for o in synced if o.error), None)
-    if failed:
+    if outcome.refused:
+        failed = pushing.conflict(document_of(session.find(given.node)[1])[1], outcome.refused[0])
+    elif outcome.stopped and (given.wait or not outcome.border):
+        failed = outcome.stopped
+    session.put({**_push(outcome), "error": described(failed) if failed else None}, _push_text(outcome))
+    if failed is None:
+        return 0
+    if not session.json:
         raise failed
-    return 0
+    session.say(failed)
+    return failed.exit_code
 
 
-def _report_push(session: Session, outcome: pushing.PushOutcome) -> None:
-    value = {
+def _push(outcome: pushing.PushOutcome, would: int | None = None) -> dict[str, Any]:
+    """``would``: bytes that are to be pushed, of a dry run."""
+    return {
         "node": outcome.node,
         "pushes": outcome.staged,
+        "total_bytes": would,
         "sent_bytes": outcome.sent_bytes,
         "published": [str(p) for p in outcome.published],
         "refused": [push_value(p) for p in outcome.refused],
         "stopped": str(outcome.stopped) if outcome.stopped else None,
-        "dry_run": False,
+        "error": None,
+        "dry_run": would is not None,
     }
-    if outcome.refused and not session.json:
-        return
-    newest = outcome.published[-1] if outcome.published else None
-    text = (
-        f"{outcome.node}: on its way, {render.size(outcome.sent_bytes)} sent"
-        if outcome.waiting or (outcome.border and outcome.sent_bytes)
-        else f"{outcome.node}: published as generation {newest}"
-        if newest
-        else f"{outcome.node}: passed on, {render.size(outcome.sent_bytes)} sent"
-        if outcome.sent_bytes
-        else f"{outcome.node}: nothing to push"
-    )
-    session.put(value, text)
+
+
+def _push_text(outcome: pushing.PushOutcome) -> str:
+    if outcome.refused:
+        return ""
+    sent = render.size(outcome.sent_bytes)
+    if outcome.waiting or (outcome.border and outcome.sent_bytes):
+        return f"{outcome.node}: on its way, {sent} sent"
+    if outcome.published:
+        return f"{outcome.node}: published as generation {outcome.published[-1]}"
+    return f"{outcome.node}: passed on, {sent} sent" if outcome.sent_bytes else f"{outcome.node}: nothing to push"
 
 
 def run_uplink(session: Session) -> int:
@@ -289,8 +322,9 @@ def _agreed(session: Session, question: str) -> bool:
     if session.options.yes or session.dry_run:
         return True
     if not sys.stdin.isatty():
-        raise errors.UsageError(f"{question} Nobody is there to answer", "Give --yes if you are sure.")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        raise errors.UsageError(f"{question} nobody is there to answer", "Give --yes if you are sure.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _what_goes(node: Node, member: Member) -> str:
@@ -299,26 +333,27 @@ def _what_goes(node: Node, member: Member) -> str:
         report = branches.look(node, node.read())
     except errors.Error as error:
         return f"the branch of {document.full_name} ({error})"
-    lost = f"{report.changed.total} bytes never pushed" + (f" and {len(report.pushes)} pushes" if report.pushes else "")
-    return f"{report.image} with {lost}"
+    return f"{report.image} with {report.changed.total} bytes never pushed{_under_way(report.pushes)}"
 
 
 def run_discard(session: Session) -> int:
     _, member, node = _node(session)
     document = document_of(member)[1]
     if document.branch is None:
-        session.put({"node": session.options.node, "dry_run": session.dry_run}, f"{document.full_name} has no branch")
+        _result(session, f"{document.full_name} has no branch")
         return 0
     what = _what_goes(node, member)
     if session.dry_run:
-        session.put({"node": session.options.node, "dry_run": True}, f"would discard {what}")
-        return 0
-    if not _agreed(session, f"Discard {what}?"):
-        print("nothing was changed")
-        return 0
-    said = branches.discard(session.sites, node, session.config.trash_expiry_seconds)
-    session.put({"node": session.options.node, "dry_run": False, "image": said}, said)
+        _result(session, f"would discard {what}")
+    elif _agreed(session, f"Discard {what}?"):
+        _result(session, branches.discard(session.sites, node, session.config.trash_expiry_seconds))
+    else:
+        _result(session, "nothing was changed")
     return 0
+
+
+def _result(session: Session, said: str) -> None:
+    session.put({"node": session.options.node, "result": said, "dry_run": session.dry_run}, said)
 
 
 def run_resolve(session: Session) -> int:
@@ -327,12 +362,10 @@ def run_resolve(session: Session) -> int:
     resolve.refused(document_of(member)[1])
     how = f"--park {given.park}" if given.park else f"--take {given.take}"
     if session.dry_run:
-        session.put({"node": given.node, "dry_run": True}, f"would resolve {given.node} with {how}")
-        return 0
-    if given.take == "theirs" and not _agreed(session, f"Give up {_what_goes(node, member)}?"):
-        print("nothing was changed")
-        return 0
-    if given.take == "ours":
+        said = f"would resolve {given.node} with {how}"
+    elif given.take == "theirs" and not _agreed(session, f"Give up {_what_goes(node, member)}?"):
+        said = "nothing was changed"
+    elif given.take == "ours":
         said = resolve.take_ours(node)
     elif given.take == "theirs":
         said = resolve.take_theirs(session.sites, node, session.config.trash_expiry_seconds)
@@ -340,7 +373,7 @@ def run_resolve(session: Session) -> int:
         document = document_of(member)[1]
         name = given.park if ":" in given.park else f"{_place(document.ref.image_spec)}{given.park}"
         said = resolve.park(session.sites, node, ImageSpec.parse(name))
-    session.put({"node": given.node, "dry_run": False, "image": said}, said)
+    _result(session, said)
     return 0
 
 
@@ -380,11 +413,14 @@ def run_lease(session: Session) -> int:
     if root is None or root.node is None:
         raise errors.Unreachable(f"the root of {tree.name} cannot be reached: leases are granted there")
     if session.dry_run:
-        session.put({"node": given.node, "dry_run": True}, f"would {given.action} a lease for {given.node}")
+        nothing: dict[str, Any] = {"released": 0} if given.action == "release" else {"leases": []}
+        text = f"would {given.action} a lease for {given.node}"
+        session.put({"node": given.node, **nothing, "dry_run": True}, text)
         return 0
     if given.action == "release":
         count = leases.release(root.node, holder, _portion(given.portion))
-        session.put({"node": given.node, "dry_run": False}, f"{given.node}: {count} leases given back")
+        text = f"{given.node}: {render.counted(count, 'lease')} given back"
+        session.put({"node": given.node, "released": count, "dry_run": False}, text)
         return 0
     seconds = _seconds(given.duration)
     if given.action == "renew":
@@ -401,7 +437,7 @@ def run_lease(session: Session) -> int:
         if failed:
             raise failed
     session.put(
-        {"node": given.node, "dry_run": False, "leases": [_lease(x) for x in granted]},
+        {"node": given.node, "leases": [_lease(x) for x in granted], "dry_run": False},
         "\n".join(f"{given.node} holds {_ranges(x)} for {seconds:g} s" for x in granted),
     )
     return 0
