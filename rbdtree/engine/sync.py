@@ -72,11 +72,12 @@ class Sync:
     def run(self, tree: Tree) -> list[Outcome]:
         """Returns one outcome a node, in the order in which they ended. Raises nothing of a single edge's."""
         for top in tree.tops():
-            if top.kind is not Kind.ROOT:
+            if top.kind is not Kind.ROOT and (self._only is None or top.ref.name in self._only):
                 # Its parent was not found: the edge says why, and what is below it goes on.
                 self._together(tree, [top])
                 continue
-            if top.node and top.document and top.document.branch and not self._dry_run:
+            root = top.kind is Kind.ROOT
+            if root and top.node and top.document and top.document.branch and not self._dry_run:
                 with Claim(top.node, "sync", wait=True) as claim:
                     self._after(top.node, claim)
             self._below(tree, top)
