@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, marks
+from rbdtree.engine import delta, ends, extents, marks, recall
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
@@ -346,12 +346,15 @@ def discard(sites: Sites, node: Node, expiry_seconds: float) -> str:
         branch = document.branch
         if branch is None:
             return f"{document.full_name} has no branch"
+        # First, while it is still known here what is on its way.
+        said = recall.recall(sites, document)
         document = node.update(give_up, claim.cookie)
         release_hold(sites, document)
         clear(sites, node, document, claim, expiry_seconds)
         pin(sites, node)
     where = f"its image {branch.image} is in the trash for {expiry_seconds:g} s"
-    return f"the branch of {document.full_name} is gone; {where} ('rbd trash restore {branch.image_id}')"
+    text = f"the branch of {document.full_name} is gone; {where} ('rbd trash restore {branch.image_id}')"
+    return f"{text}; {said}" if said else text
 
 
 def pin(sites: Sites, node: Node) -> None:

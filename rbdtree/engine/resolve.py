@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import marks
+from rbdtree.engine import marks, recall
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState
@@ -74,6 +74,7 @@ def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
             raise errors.Exists(f"image {spec} exists", "Choose another name.")
         if taken is None:
             pool.rename(branch.image, spec.image)
+        said = recall.recall(sites, document)
         # The document last: whoever dies here finds all of it again.
         branches.remove_snapshots(pool, branch.image_id, document.tree_id)
         branches.unfollow(node, branch.image_id)
@@ -87,4 +88,5 @@ def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
         branches.clear(sites, node, node.update(change, claim.cookie), claim)
         branches.pin(sites, node)
     kind = "its clone" if document.kind is Kind.CLONE else "the branch"
-    return f"{kind} of {document.full_name} is {spec} now, an ordinary image with all its writes"
+    text = f"{kind} of {document.full_name} is {spec} now, an ordinary image with all its writes"
+    return f"{text}; {said}" if said else text

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 from live.world import TREE, Done, noise
 
+from rbdtree.engine import push as pushing
+from rbdtree.ports import Silent
+
 from .volume import MIB, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
@@ -105,12 +108,8 @@ def test_a_push_taken_back_while_it_is_on_its_way(hosts: Hosts) -> None:
     hosts.at("bc", "push", f"{TREE}/leaf")
     hosts.at("ab", "push", f"{TREE}/m", code=None)
     # The verdict waits at m; leaf goes on without having asked.
-    from rbdtree.engine import push as pushing
-
     volume.put("leaf", {MIB: noise(512, 2), 3 * MIB: noise(512, 2)}, expect=False)
     pushing.stage(volume.sites, volume.node("leaf"))
-    from rbdtree.ports import Silent
-
     pushing.forward(volume.sites, volume.node("leaf"), Silent())
     hosts.at("bc", "push", f"{TREE}/leaf", code=REFUSED)
     hosts.at("bc", "resolve", f"{TREE}/leaf", "--take", "ours")
@@ -137,3 +136,34 @@ def test_a_host_that_sees_no_parent(hosts: Hosts) -> None:
     volume.sync()
     volume.sync()
     volume.settled()
+
+
+def test_a_discard_takes_back_what_is_on_its_way(hosts: Hosts) -> None:
+    """One push that waits at m, one at k; nothing of either is published, and nothing stays."""
+    volume = hosts.volume
+    before = volume.newest()
+    volume.put("leaf", {MIB: noise(512, 1)}, expect=False)
+    hosts.at("bc", "push", f"{TREE}/leaf")
+    pushing.forward(volume.sites, volume.node("m"), Silent())
+    volume.put("leaf", {2 * MIB: noise(512, 2)}, expect=False)
+    hosts.at("bc", "push", f"{TREE}/leaf")
+    assert states(volume) == {"root": [], "k": ["staged"], "m": ["sent", "staged"], "leaf": ["sent", "sent"]}
+    volume.cli("discard", f"{TREE}/leaf", "--yes")
+    volume.push("m", code=None)
+    assert volume.newest() == before
+    volume.put("leaf", {3 * MIB: noise(512, 3)})
+    volume.push("leaf", "--wait")
+    assert volume.newest() == before + 1
+    volume.check_model()
+    volume.sync()
+    volume.at_rest(trash=True)
+
+
+def test_a_discard_says_what_it_could_not_take_back(hosts: Hosts) -> None:
+    volume = hosts.volume
+    volume.put("leaf", {MIB: noise(512, 1)})
+    hosts.at("bc", "push", f"{TREE}/leaf")
+    done = hosts.at("c", "discard", f"{TREE}/leaf", "--yes")
+    assert "what was sent to m may still be published" in done.out
+    hosts.at("ab", "push", f"{TREE}/m")
+    volume.check_model()
