@@ -97,8 +97,12 @@ class Uplink:
         self._shared = shared
         self._join = join
         self._show = show
-        self._shown = 0.0
         self._shut = ""
+        self._seen = Lag()
+        """The loss window as it was known last."""
+        self._following = False
+        self._based: tuple[int, int] = (0, 0)
+        """Number and bytes of a push that holds what the journal does not tell."""
         self._above = True
         """Whether some push may be neither published nor refused."""
         self._carried_at = 0.0
@@ -123,23 +127,28 @@ class Uplink:
         """Until stopped; with ``once`` until everything written before is published."""
         self._begin()
         try:
-            while True:
-                try:
-                    self._run(once)
-                    return
-                except _Again:
-                    continue
-                except errors.Unreachable as error:
-                    if self.stop.is_set():
-                        raise
-                    self._reporter.note(self._node.name, f"waits: {error}")
-                    self.stop.wait(_SHUT_SECONDS)
-                except errors.Fenced:
-                    # A claim that was lost while this host stood still; or somebody else's turn.
-                    self._branch(self._node.read())
+            with self._telling():
+                self._go_on(once)
         finally:
             with suppress(errors.Error):
                 self._update(self._ended)
+
+    def _go_on(self, once: bool) -> None:
+        while True:
+            try:
+                self._run(once)
+                return
+            except _Again:
+                continue
+            except errors.Unreachable as error:
+                if self.stop.is_set():
+                    raise
+                self._shut = str(error)
+                self._reporter.note(self._node.name, f"waits: {error}")
+                self.stop.wait(_SHUT_SECONDS)
+            except errors.Fenced:
+                # A claim that was lost while this host stood still; or somebody else's turn.
+                self._branch(self._node.read())
 
     def _ended(self, branch: Branch) -> Branch:
         """Pushes need not wait for this run any more."""
@@ -336,10 +345,12 @@ class Uplink:
             return replace(d.with_push(push) if changed else d, branch=moved)
 
         self._node.update(based, claim.cookie)
+        self._based = (number, changed.total)
 
     # -- follow
 
     def _follow(self, journal: Journal, once: bool) -> None:
+        self._following, self._shut = True, ""
         if once and self._at_mark():
             return
         self._settle(journal)
@@ -360,7 +371,6 @@ class Uplink:
             came = self._read(journal, tail, batcher, front)
             if not came and self._creating and time.monotonic() - self._created_at > _FLUSH_SECONDS:
                 self._unfinished(journal)
-            self._tell(journal)
             now = time.monotonic()
             quiet_since = now if came or batcher.pending else quiet_since
             if once or self.stop.is_set():
@@ -372,7 +382,6 @@ class Uplink:
                 for batch in batcher.cut() if not once and self._asked < 0 else ():
                     self._batch(journal, batch)
                 if self._left(came):
-                    self._tell(journal, force=True)
                     return
             elif self._unmarked and (
                 now - quiet_since > _IDLE_SECONDS or now - self._marked_at > _MARK_SECONDS or self._much_doubt()
@@ -658,11 +667,6 @@ class Uplink:
             if text != said:
                 self._reporter.note(self._node.name, text)
                 said = text
-            journal = self._node.pool.journal(branches.require(document).image_id)
-            try:
-                self._tell(journal, force=True)
-            finally:
-                journal.close()
             if self.stop.wait(_SHUT_SECONDS):
                 raise errors.Interrupted(
                     f"stopped while the way up was shut: {self._shut}", "What is staged goes up with the next run."
@@ -689,17 +693,55 @@ class Uplink:
                     lambda d: replace(d, pushes=tuple(p for p in d.pushes if p.push_id not in gone)), claim.cookie
                 )
 
-    def _tell(self, journal: Journal, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self._show is None or (not force and now - self._shown < _SHOW_SECONDS):
+    # -- the loss window
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """The loss window, again and again: also while the rest of the run waits for a cluster that does not answer."""
+        if self._show is None:
+            yield
             return
-        self._shown = now
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(_SHOW_SECONDS):
+                self._tell()
+
+        teller = threading.Thread(target=tell, name="loss-window", daemon=True)
+        teller.start()
         try:
-            seen = lag(journal, self._client)
-        except JournalGap:
-            seen = Lag()
+            yield
+        finally:
+            over.set()
+            teller.join(_SHUT_SECONDS)
+            if not teller.is_alive():
+                self._tell()
+
+    def _tell(self) -> None:
+        """What cannot be asked now is as it was last, and grows older."""
+        if self._show is None or not self._following:
+            return
+        now = time.time()
+        records, size, since = self._seen.records, self._seen.bytes, self._seen.since
+        with suppress(errors.Error):
+            document = self._node.read()
+            journal = self._node.pool.journal(branches.require(document).image_id)
+            try:
+                self._seen = lag(journal, self._client)
+            except JournalGap:
+                # Something is lost to the journal, and in no push yet.
+                self._seen = replace(self._seen, records=max(1, records), since=since or now, exact=False)
+            finally:
+                journal.close()
+            records, size, since = self._seen.records, self._seen.bytes, self._seen.since
+            for push in branches.own_pushes(document):
+                if push.state in (PushState.TAKING, PushState.STAGED) and not push.staging:
+                    # Taken by a snapshot: no record of the journal tells of it.
+                    records += 1
+                    size += self._based[1] if self._based[0] == push.number else 0
+                    since = min(since or push.created, push.created)
         newest = self.published[-1] if self.published else None
-        self._show(Window(seen.records, seen.bytes, seen.seconds(time.time()), newest, self._shut))
+        self._show(Window(records, size, max(0.0, now - since) if since else 0.0, newest, self._shut))
 
 
 _KEPT = 8
