@@ -249,16 +249,20 @@ def test_revert_by_the_next_push_of_the_same_branch(volume: Volume) -> None:
     """A write, pushed, and taken back, pushed, from a branch that did not move: few and many extents."""
     chain(volume)
     volume.branch("leaf")
-    old = {2 * MIB: bytes(volume.model[2 * MIB : 2 * MIB + 4096])}
-    many = {1 * MIB + number * 1024: bytes(volume.model[MIB + number * 1024 :][:512]) for number in range(1100)}
+    few = [(2 * MIB, 4096)]
+    many = [(MIB + number * 1024, 512) for number in range(1100)]
     with volume.on_branch("leaf") as image:
-        for pieces in (old, many):
-            for number in range(2):
-                for offset, data in pieces.items():
-                    written = data if number else bytes(b ^ 0x55 for b in data)
-                    image.write(written, offset)
-                    volume.expect({offset: written})
+        for extents in (few, many):
+            low, high = extents[0][0], sum(extents[-1])
+            old = bytes(volume.model[low:high])
+            new = bytearray(old)
+            for offset, length in extents:
+                at = offset - low
+                new[at : at + length] = bytes(byte ^ 0x55 for byte in old[at : at + length])
+            for written in (bytes(new), old):
+                image.write(written, low)
                 image.flush()
+                volume.expect({low: written})
                 volume.push("leaf")
                 volume.check_model()
     volume.sync()
