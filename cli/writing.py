@@ -59,7 +59,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--interval",
         default="1s",
         metavar="DURATION",
-        help="between two generations, which end at a flush (default 1s)",
+        help="how long writes are gathered for a generation, which ends at a flush (default 1s)",
     )
     uplink.add_argument(
         "--max-unpushed",
