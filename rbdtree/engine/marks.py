@@ -162,7 +162,7 @@ def _image(
         image = pool.open(entry.image_id)
     except errors.Error:
         return
-    where = f"{path}/{entry.name}" + (f" (trash {entry.image_id})" if entry.trashed else "")
+    where, trash = f"{path}/{entry.name}", f" (trash {entry.image_id})" if entry.trashed else ""
     try:
         metadata = image.metadata()
         node_id = metadata.get(NODE_KEY, "")
@@ -170,11 +170,11 @@ def _image(
         told = metadata.get(TREE_KEY, "").partition(" ")[2]
         for key in (TREE_KEY, NODE_KEY):
             if key in metadata:
-                yield Mark(pool.site, "metadata", where, tree or told, node, f"{key}={metadata[key]}")
+                yield Mark(pool.site, "metadata", f"{where}{trash}", tree or told, node, f"{key}={metadata[key]}")
         for snapshot in image.snapshots():
             whose_tree = tree_of_snapshot(snapshot.name)
             if whose_tree:
                 whose = trees.get(whose_tree, tree or told)
-                yield Mark(pool.site, "snapshot", f"{where}@{snapshot.name}", whose, node)
+                yield Mark(pool.site, "snapshot", f"{where}@{snapshot.name}{trash}", whose, node)
     finally:
         image.close()
