@@ -418,7 +418,7 @@ class Pool:
             del self.place.trash[image_id]
 
     def trashed(self) -> list[ImageEntry]:
-        return [ImageEntry(image_id, name) for image_id, (name, _) in self.place.trash.items()]
+        return [ImageEntry(image_id, name, True) for image_id, (name, _) in self.place.trash.items()]
 
     def read_document(self, name: str) -> tuple[int, str] | None:
         self._alive()

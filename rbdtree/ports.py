@@ -57,6 +57,7 @@ class ImageEntry:
 
     image_id: str
     name: str
+    trashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

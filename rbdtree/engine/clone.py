@@ -59,6 +59,7 @@ class CloneEdge:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.child = child
+        self._sites = sites
         self._claim = claim
         self._reporter = reporter
         self._expiry_seconds = expiry_seconds
@@ -89,6 +90,7 @@ class CloneEdge:
             pending=Pending(document.intent.since, document.intent.target) if document.intent else None,
             held=ends.held_by(above, document.edge),
             needed=ends.needed_by(document),
+            gone=ends.find_forgotten(self._sites, document, above),
         )
         made = document.intent.image_id if document.intent else ""
         current = self.child.pool.image_id(document.ref.image)
@@ -235,7 +237,7 @@ class CloneEdge:
             self._purge(old)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash; ``_purge`` takes it out if nobody has it open and it holds nothing."""
+        """The old clone goes to the trash; ``_purge`` takes it out when it is closed and has nothing of its own."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")

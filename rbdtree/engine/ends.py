@@ -11,7 +11,7 @@ from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.document import Child, Hold, Kind, NodeDocument
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
-from rbdtree.plan.conflict import ImageGone
+from rbdtree.plan.conflict import Forgotten, ImageGone
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Sites
 
@@ -30,6 +30,14 @@ def source_node(sites: Sites, document: NodeDocument) -> Node:
     parent = Node.at(sites, document.parent)
     replica = parent.read().replica
     return parent if replica.node_id == parent.node_id else Node.at(sites, replica)
+
+
+def find_forgotten(sites: Sites, child: NodeDocument, above: NodeDocument) -> Forgotten | None:
+    """Whether the parent lists this child; ``above`` is the document of the replica it is fed from."""
+    if child.parent is None:
+        return None
+    parent = above if child.parent.node_id == above.ref.node_id else Node.at(sites, child.parent).read()
+    return None if parent.child(child.edge) else Forgotten(child.full_name, parent.full_name)
 
 
 def read_settled(node: Node) -> NodeDocument:

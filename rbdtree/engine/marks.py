@@ -14,7 +14,7 @@ from rbdtree import errors
 from rbdtree.engine.claim import describe
 from rbdtree.model.document import DIRECTORY, NodeDocument, decode, object_name
 from rbdtree.model.position import tree_of_snapshot
-from rbdtree.ports import Pool, Sites
+from rbdtree.ports import ImageEntry, Pool, Sites
 
 TREE_KEY = "rbdtree.tree"
 NODE_KEY = "rbdtree.node"
@@ -134,7 +134,7 @@ def _in_pool(pool: Pool) -> Iterator[Mark]:
         if kind == "node":
             yield from _document(pool, path, name, tree, node)
     for entry in (*pool.images(), *pool.trashed()):
-        yield from _image(pool, path, entry.image_id, entry.name, owners, trees)
+        yield from _image(pool, path, entry, owners, trees)
 
 
 def _document(pool: Pool, path: str, node_id: str, tree: str, node: str) -> Iterator[Mark]:
@@ -156,12 +156,13 @@ def _document(pool: Pool, path: str, node_id: str, tree: str, node: str) -> Iter
 
 
 def _image(
-    pool: Pool, path: str, image_id: str, name: str, owners: dict[str, tuple[str, str]], trees: dict[str, str]
+    pool: Pool, path: str, entry: ImageEntry, owners: dict[str, tuple[str, str]], trees: dict[str, str]
 ) -> Iterator[Mark]:
     try:
-        image = pool.open(image_id)
+        image = pool.open(entry.image_id)
     except errors.Error:
         return
+    where, trash = f"{path}/{entry.name}", f" (trash {entry.image_id})" if entry.trashed else ""
     try:
         metadata = image.metadata()
         node_id = metadata.get(NODE_KEY, "")
@@ -169,11 +170,11 @@ def _image(
         told = metadata.get(TREE_KEY, "").partition(" ")[2]
         for key in (TREE_KEY, NODE_KEY):
             if key in metadata:
-                yield Mark(pool.site, "metadata", f"{path}/{name}", tree or told, node, f"{key}={metadata[key]}")
+                yield Mark(pool.site, "metadata", f"{where}{trash}", tree or told, node, f"{key}={metadata[key]}")
         for snapshot in image.snapshots():
             whose_tree = tree_of_snapshot(snapshot.name)
             if whose_tree:
                 whose = trees.get(whose_tree, tree or told)
-                yield Mark(pool.site, "snapshot", f"{path}/{name}@{snapshot.name}", whose, node)
+                yield Mark(pool.site, "snapshot", f"{where}@{snapshot.name}{trash}", whose, node)
     finally:
         image.close()

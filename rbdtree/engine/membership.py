@@ -438,16 +438,16 @@ def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_s
         return f"the image {spec} (id {image_id}) was gone; whatever has its name now was left alone"
     # A half-written head is of no use without the generation below it.
     torn = document.intent is not None and document.kind is Kind.MIRROR and not keep
-    if not torn:
-        _remove_snapshots(pool, document)
+    others = [] if torn else _remove_snapshots(pool, document)
     marks.unmark_image(pool, image_id)
     if keep:
         return f"{spec} is an ordinary image now"
     pool.trash(image_id, document.ref.image, expiry_seconds)
-    return (
+    said = (
         f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
         f"{trash_spec(pool, image_id)}' brings it back)"
     )
+    return f"{said}; RBD keeps it there for as long as it has the snapshots {', '.join(others)}" if others else said
 
 
 def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
@@ -461,14 +461,19 @@ def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
     return replace(document, image_id=made)
 
 
-def _remove_snapshots(pool: Pool, document: NodeDocument) -> None:
+def _remove_snapshots(pool: Pool, document: NodeDocument) -> list[str]:
+    """The generations' snapshots off the node's image; returns the names of those that are somebody else's."""
     if document.kind is Kind.CLONE:
-        return
+        return []
+    others = []
     image = pool.open(document.image_id, read_only=False)
     try:
         for snapshot in image.snapshots():
             named = parse_snapshot_name(snapshot.name)
             if named and named[0] == document.tree_id[:8]:
                 image.remove_snapshot(snapshot.name)
+            else:
+                others.append(snapshot.name)
+        return others
     finally:
         image.close()

@@ -19,6 +19,7 @@ from rbdtree.model.document import Intent, NodeDocument, PushState
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan import step as steps
+from rbdtree.plan.conflict import Forgotten
 from rbdtree.plan.edge import MirrorState, Pending
 from rbdtree.ports import Image, Reporter, Sites
 
@@ -48,6 +49,7 @@ class MirrorEdge:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.child = child
+        self._sites = sites
         self._claim = claim
         self._reporter = reporter
         self._now = now
@@ -62,13 +64,18 @@ class MirrorEdge:
         self._begun_by_another = False
 
     def close(self) -> None:
-        """Closes the images, and says in the document that this worker left in good order."""
+        """Closes the images, and says in the document that this worker left in good order.
+
+        Not when the head could not be closed: whoever comes next has to take RBD's lock away from this client."""
+        orderly = True
         for image in (self._head, self._source and self._source[1], *self._local):
             if image is not None:
-                with suppress(errors.Error):
+                try:
                     image.close()
+                except errors.Error:
+                    orderly = orderly and image is not self._head
         self._head, self._source, self._local = None, None, []
-        if self._claim:
+        if self._claim and orderly:
             with suppress(errors.Error):
                 self.child.update(self._goodbye, self._claim.cookie)
 
@@ -93,7 +100,7 @@ class MirrorEdge:
             intent = self.document.intent
             self._begun_by_another = intent is not None
             changed = Extents() if intent else ends.head_changes(self.child, head, self.document, newest)
-            self._above, upstream = above.result()
+            self._above, upstream, forgotten = above.result()
         downstream = {g.position for g in mine}
         if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
             downstream.add(intent.target)
@@ -110,15 +117,16 @@ class MirrorEdge:
             expected_bytes=newest.size_bytes if newest else 0,
             history=self.document.history,
             needed=ends.needed_by(self.document),
+            gone=forgotten,
         )
 
-    def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...]]:
+    def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...], Forgotten | None]:
         document = self.upstream.read()
         try:
             image = self._open_source(document, document.newest_position)
         except errors.NotFound:
             image = self._open_source(document, None)
-        return document, ends.present(document, image)
+        return document, ends.present(document, image), ends.find_forgotten(self._sites, self.document, document)
 
     def _snapshot(self, position: Position) -> str:
         return snapshot_name(self.document.tree_id, position)

@@ -126,7 +126,7 @@ class Sync:
         self._reporter.finished(outcome.node, str(outcome.error) if outcome.error else "")
         if not self.stop.is_set():
             self._below(tree, child)
-            if child.document and not self._dry_run:
+            if child.document and not self._dry_run and not isinstance(outcome.error, errors.Unreachable):
                 self._summarise(child.document, quiet=outcome.error is not None)
 
     def _explain(self, child: Member, error: errors.Error) -> errors.Error:

@@ -14,6 +14,7 @@ from rbdtree.model.position import START, Position
 from rbdtree.plan.conflict import (
     CloneChanged,
     Conflict,
+    Forgotten,
     HeadChanged,
     HeadResized,
     ImageGone,
@@ -71,7 +72,7 @@ class MirrorState:
     expected_bytes: int = 0
     history: bool = False
     needed: frozenset[Position] = field(default_factory=frozenset)
-    gone: ImageGone | None = None
+    gone: ImageGone | Forgotten | None = None
 
 
 def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conflict:
@@ -194,7 +195,7 @@ class CloneState:
     foreign: str = ""
     stays: str = ""
     used_by: tuple[str, ...] = ()
-    gone: ImageGone | None = None
+    gone: ImageGone | Forgotten | None = None
 
 
 def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Conflict:
