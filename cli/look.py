@@ -130,6 +130,7 @@ def run_log(session: Session) -> int:
                 "created_seconds": e.created,
                 "size_bytes": e.size_bytes,
                 "delta_bytes": e.delta_bytes,
+                "author": e.author or None,
                 "nodes": list(e.nodes),
             }
             for e in entries

@@ -18,9 +18,6 @@ from rbdtree.ports import Image, Pool, Sites
 
 SNAPSHOT = "snapshot"
 JOURNAL = "journal"
-JOURNAL_LIMIT = "conf_rbd_journal_max_concurrent_object_sets"
-"""Image metadata that every librbd client of the image obeys: a writer that finds a journal client this many object
-sets behind cuts it off, and trims."""
 MAX_UNPUSHED = 1 << 30
 _SET_BYTES = 64 << 20
 """Of an object set of a journal as librbd makes it."""
@@ -60,11 +57,6 @@ def top(document: NodeDocument) -> int:
     return max((p.number for p in own_pushes(document)), default=0)
 
 
-def journal_client(node_id: str) -> str:
-    """Of the journal client that keeps what is not upstream yet."""
-    return f"rbdtree.{node_id}"
-
-
 def unfollow(node: Node, image_id: str) -> None:
     """Nobody publishes this image's journal any more: it need not be kept."""
     try:
@@ -73,13 +65,13 @@ def unfollow(node: Node, image_id: str) -> None:
         return
     try:
         with suppress(errors.NotFound):
-            journal.unregister(journal_client(node.node_id))
+            journal.unregister(marks.journal_client(node.node_id))
     finally:
         journal.close()
     with suppress(errors.NotFound):
         image = node.pool.open(image_id, read_only=False)
         try:
-            image.remove_metadata(JOURNAL_LIMIT)
+            image.remove_metadata(marks.JOURNAL_LIMIT)
         finally:
             image.close()
 
@@ -143,7 +135,7 @@ def _switch(node: Node, branch: Branch, uplink: str, claim: Claim) -> NodeDocume
     image = node.pool.open(branch.image_id, read_only=False)
     try:
         if uplink == JOURNAL:
-            image.set_metadata(JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
+            image.set_metadata(marks.JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
         image.set_journaling(uplink == JOURNAL)
     finally:
         image.close()
@@ -169,6 +161,8 @@ def make(
             f"See 'rbdtree log {document.full_name}', or run 'rbdtree sync {document.full_name}'.",
         )
     since = push_snapshot_name(document.tree_id, 0)
+    if clone:
+        _check_unwritten(node, document, since)
     name = document.ref.image if clone else f"{document.ref.image}-branch"
     branch = document.branch or Branch(name, "", wanted, uplink or SNAPSHOT, since)
     hold = Hold(f"branch:{document.ref.node_id}", wanted, f"branch of {document.full_name}", True)
@@ -178,10 +172,31 @@ def make(
         replica.update(lambda d: d.with_hold(hold))
     else:
         image_id = _clone(node.pool, document, wanted, name)
-    seal_base(node.pool, image_id, since, branch.uplink)
+    try:
+        seal_base(node.pool, image_id, since, branch.uplink)
+    except errors.Diverged:
+        # Written to in the moment since we looked: a node that has diverged, and no branch.
+        node.update(lambda d: replace(d.without_holds(hold.owner), branch=None), claim.cookie)
+        replica.update(lambda d: d.without_holds(hold.owner))
+        raise
     marks.mark_image(node.pool, image_id, document)
     branch = replace(branch, image_id=image_id)
     return node.update(lambda d: replace(d, branch=branch), claim.cookie), branch
+
+
+def _check_unwritten(node: Node, document: NodeDocument, since: str) -> None:
+    """A clone node's image becomes the branch: not one that somebody wrote to before."""
+    image = node.pool.open(document.image_id)
+    try:
+        written = image.own_data() and all(s.name != since for s in image.snapshots())
+    finally:
+        image.close()
+    if written:
+        raise errors.Diverged(
+            f"{document.full_name} has diverged: {document.ref.image_spec} was written to before it became a branch",
+            f"Keep it with 'rbdtree detach {document.full_name}', or trash it with 'rbdtree rollback "
+            f"{document.full_name}'; then make the branch.",
+        )
 
 
 def remake(sites: Sites, node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
@@ -220,7 +235,7 @@ def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
                 )
             image.create_snapshot(since)
         if uplink == JOURNAL:
-            image.set_metadata(JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
+            image.set_metadata(marks.JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
             image.set_journaling(True)
     finally:
         image.close()

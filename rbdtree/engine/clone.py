@@ -130,7 +130,8 @@ class CloneEdge:
                 None,
                 f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica",
             )
-        if self.document.branch:
+        branch = self.document.branch
+        if branch and (branch.image_id or any(s.name == branch.since for s in image.snapshots())):
             return named[1], ""
         if image.own_data():
             return named[1], "holds data of its own: somebody wrote to it"

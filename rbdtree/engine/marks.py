@@ -18,6 +18,14 @@ from rbdtree.ports import ImageEntry, Pool, Sites
 
 TREE_KEY = "rbdtree.tree"
 NODE_KEY = "rbdtree.node"
+JOURNAL_LIMIT = "conf_rbd_journal_max_concurrent_object_sets"
+"""Image metadata that every librbd client of the image obeys: a writer that finds a journal client this many object
+sets behind cuts it off, and trims."""
+
+
+def journal_client(node_id: str) -> str:
+    """Of the journal client that keeps what is not upstream yet."""
+    return f"rbdtree.{node_id}"
 
 
 def node_entry(node_id: str) -> str:
@@ -168,7 +176,7 @@ def _image(
         node_id = metadata.get(NODE_KEY, "")
         tree, node = owners.get(node_id, ("", ""))
         told = metadata.get(TREE_KEY, "").partition(" ")[2]
-        for key in (TREE_KEY, NODE_KEY):
+        for key in (TREE_KEY, NODE_KEY, *((JOURNAL_LIMIT,) if node_id else ())):
             if key in metadata:
                 yield Mark(pool.site, "metadata", f"{where}{trash}", tree or told, node, f"{key}={metadata[key]}")
         for snapshot in image.snapshots():
@@ -176,5 +184,19 @@ def _image(
             if whose_tree:
                 whose = trees.get(whose_tree, tree or told)
                 yield Mark(pool.site, "snapshot", f"{where}@{snapshot.name}{trash}", whose, node)
+        if node_id:
+            for client in _journal_clients(pool, entry.image_id):
+                yield Mark(pool.site, "journal client", f"{where}{trash}", tree or told, node, client)
     finally:
         image.close()
+
+
+def _journal_clients(pool: Pool, image_id: str) -> list[str]:
+    try:
+        journal = pool.journal(image_id)
+    except errors.NotFound:
+        return []
+    try:
+        return [client.client_id for client in journal.clients() if client.client_id.startswith(journal_client(""))]
+    finally:
+        journal.close()

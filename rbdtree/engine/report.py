@@ -68,6 +68,7 @@ class LogEntry:
     created: float
     size_bytes: int
     delta_bytes: int | None
+    author: str
     nodes: tuple[str, ...]
 
 
@@ -214,6 +215,6 @@ def log(tree: Tree, node: str = "") -> list[LogEntry]:
         for g in member.document.generations if member.document else ():
             if g.position not in best:
                 best[g.position] = LogEntry(
-                    g.position, g.created, g.size_bytes, g.delta_bytes, tuple(holders[g.position])
+                    g.position, g.created, g.size_bytes, g.delta_bytes, g.author, tuple(holders[g.position])
                 )
     return [best[position] for position in sorted(best, reverse=True)]

@@ -175,10 +175,13 @@ class Sync:
                 self._after(node, claim)
 
     def _before(self, node: Node, claim: Claim | None) -> None:
-        """A discard that was not finished: the image in the way is none of the node's any more."""
+        """A discard or a branch that was not finished: the image in the way is none of the node's any more."""
         document = node.read()
         if claim and document.discarding:
-            branches.clear(self._sites, node, document, claim, self._expiry_seconds)
+            document = branches.clear(self._sites, node, document, claim, self._expiry_seconds)
+        if claim and document.kind is Kind.CLONE and document.intent is None:
+            # Only over the generation that it stands on can a clone node become a branch.
+            branches.remake(self._sites, node, document, claim)
 
     def _after(self, node: Node, claim: Claim) -> None:
         """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""

@@ -19,7 +19,7 @@ from functools import partial
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import extents, tidy
+from rbdtree.engine import extents, marks, tidy
 from rbdtree.engine import push as pushes
 from rbdtree.engine.batch import Batch, Batcher
 from rbdtree.engine.claim import SECONDS, Claim, identity, is_dead
@@ -107,7 +107,7 @@ class Uplink:
         """Whether some push may be neither published nor refused."""
         self._carried_at = 0.0
         self._session = identity(f"uplink {uuid.uuid4().hex}", node.pool.cluster.address())
-        self._client = branches.journal_client(node.node_id)
+        self._client = marks.journal_client(node.node_id)
         self._image_id = ""
         self._taken: tuple[tuple[int, int, int], ...] = ()
         self._leaving = 0.0
@@ -289,7 +289,7 @@ class Uplink:
             try:
                 sets = max(2, self._max_unpushed // (journal.object_bytes * journal.splay_width))
                 # Whoever has it open already obeys the limit it was opened with.
-                image.set_metadata(branches.JOURNAL_LIMIT, str(sets))
+                image.set_metadata(marks.JOURNAL_LIMIT, str(sets))
             finally:
                 image.close()
             if not registered:

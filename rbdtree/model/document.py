@@ -13,7 +13,8 @@ from rbdtree import errors
 from rbdtree.model.extent import Pair
 from rbdtree.model.position import START, Generation, Position
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no branches, pushes and leases. A rbdtree that knows only 1 refuses 2: it would write back what it knows."""
 DIRECTORY = "rbdtree_directory"
 """Object in every pool and namespace in use: omap ``node.<uuid>`` -> what it is, ``image.<image id>`` -> node uuid."""
 
@@ -306,12 +307,31 @@ def decode(text: str, where: str) -> NodeDocument:
                 f"{where} has document format {raw['format']}, this rbdtree knows {FORMAT}",
                 "Upgrade rbdtree on this host.",
             )
-        return _document(raw)
+        return _document(_migrated(raw) if raw["format"] < FORMAT else raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.Diverged(
             f"{where} does not hold a node document ({type(error).__name__}: {error})",
             "Restore the object, or list what is left with 'rbdtree marks'.",
         ) from error
+
+
+def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
+    """A document of format 1 as one of format 2."""
+    added: dict[str, Any] = {
+        "branch": None,
+        "push_number": 0,
+        "pushes": [],
+        "landed": [],
+        "leases": [],
+        "discarding": [],
+    }
+    return {
+        **added,
+        **raw,
+        "generations": [{"author": "", "push": "", "exact": False, **g} for g in raw["generations"]],
+        "holds": [{"branch": False, **h} for h in raw["holds"]],
+        "intent": {"push": "", **raw["intent"]} if raw["intent"] else None,
+    }
 
 
 def _plain(value: Any) -> Any:

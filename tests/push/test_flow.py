@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from live.world import TREE, bytes_read, noise
 
-from .volume import BUSY, KIB, MIB, UNSUPPORTED, Volume
+from .volume import BUSY, DIVERGED, KIB, MIB, UNSUPPORTED, Volume
 
 pytestmark = pytest.mark.ceph
 
@@ -324,3 +324,27 @@ def test_the_roots_image_in_use(volume: Volume) -> None:
     volume.sync("", "--cut")
     volume.sync()
     volume.settled()
+
+
+def test_a_clone_that_was_written_to_becomes_no_branch(volume: Volume) -> None:
+    """And what was written stays: a sync takes no such image away."""
+    volume.init(size=8 * MIB)
+    volume.add("k", "root", "clone", "a")
+    volume.root_write({0: noise(MIB, "first")})
+    volume.step()
+    foreign = noise(5000, "foreign")
+    with volume.image("k") as image:
+        image.write(foreign, MIB)
+    done = volume.cli("branch", f"{TREE}/k", code=DIVERGED)
+    assert "vol/k has diverged" in done.err
+    assert volume.document("k").branch is None
+    volume.cut()
+    assert volume.status()["k"]["state"] == "diverged"
+    volume.sync(code=DIVERGED)
+    with volume.image("k", read_only=True) as image:
+        assert image.read(MIB, 5000) == foreign
+    volume.cli("rollback", f"{TREE}/k")
+    volume.sync()
+    volume.put("k", {MIB: noise(100, 2)})
+    volume.push("k", "--wait")
+    volume.settled(trash=True)

@@ -16,7 +16,7 @@ import pytest
 from live.conftest import brittle  # noqa: F401
 from live.world import TREE, noise, until
 
-from rbdtree.engine import branch as branches
+from rbdtree.engine import marks
 
 from . import numbers
 from .conftest import SEED, Points
@@ -399,12 +399,12 @@ def test_who_gives_a_branch_up_is_no_journal_client(volume: Volume, how: str) ->
         finally:
             journal.close()
 
-    assert branches.journal_client(document.ref.node_id) in clients()
+    assert marks.journal_client(document.ref.node_id) in clients()
     if how == "discard":
         volume.cli("discard", f"{TREE}/leaf", "--yes")
     else:
         volume.cli("resolve", f"{TREE}/leaf", "--park", "parked")
-    assert branches.journal_client(document.ref.node_id) not in clients()
+    assert marks.journal_client(document.ref.node_id) not in clients()
 
 
 def test_compare_and_write(volume: Volume) -> None:

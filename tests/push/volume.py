@@ -28,7 +28,7 @@ from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.model.position import parse_snapshot_name, push_snapshot_name, snapshot_name
 
 KIB, MIB = 1 << 10, 1 << 20
-REFUSED, BUSY, UNSUPPORTED, MISUSED = 78, 16, 95, 22
+REFUSED, BUSY, UNSUPPORTED, MISUSED, DIVERGED = 78, 16, 95, 22, 117
 
 
 class Volume(World):
