@@ -9,9 +9,9 @@ from typing import Any
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
+from rbdtree.engine import landing, resolve
 from rbdtree.engine import lease as leases
 from rbdtree.engine import push as pushing
-from rbdtree.engine import resolve
 from rbdtree.engine import uplink as uplinks
 from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
@@ -215,9 +215,9 @@ def run_push(session: Session) -> int:
         if given.wait and not outcome.refused and not outcome.stopped:
             fresh = session.forest(tree.name).tree(tree.name)
             only = frozenset(m.ref.name for m in fresh.path(fresh.member(member.ref.name)))
-            synced = Sync(session.sites, reporter, only=only, expiry_seconds=session.config.trash_expiry_seconds).run(
-                fresh
-            )
+            expiry = session.config.trash_expiry_seconds
+            run = Sync(session.sites, reporter, only=only, expiry_seconds=expiry, window=landing.WINDOW)
+            synced = run.run(fresh)
     failed = next((o.error for o in synced if o.error), None)
     if outcome.refused:
         failed = pushing.conflict(document_of(session.find(given.node)[1])[1], outcome.refused[0])

@@ -5,12 +5,15 @@ from contextlib import ExitStack, closing
 
 from rbdtree import errors
 from rbdtree.engine import delta, extents
-from rbdtree.engine.copy import Copied, Copy, Target
+from rbdtree.engine.copy import Copied, Copy, Target, Window
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Intent, NodeDocument, Push
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import snapshot_name
 from rbdtree.ports import Image, Reporter
+
+WINDOW = 48 << 20
+"""Bytes in flight of a push, which copies to one target at a time. librbd takes as much again."""
 
 
 def read_extents(node: Node, push: Push) -> Extents:
@@ -78,6 +81,7 @@ def apply(
             [list(wanted.clip(0, head.size()))],
             check=check,
             progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
+            window=Window(WINDOW),
         ).run()
     finally:
         source.close()

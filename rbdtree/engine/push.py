@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import ends, extents, marks, publish
+from rbdtree.engine import ends, extents, landing, marks, publish
 from rbdtree.engine.claim import Claim
-from rbdtree.engine.copy import Copy, Target
+from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
 from rbdtree.model.document import Evidence, Kind, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
@@ -217,6 +217,7 @@ def _copy(
                 [list(extents.whole_sectors(wanted, head.size()))],
                 check=claim.check,
                 progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
+                window=Window(landing.WINDOW),
             ).run()
             if target.failed:
                 raise target.failed

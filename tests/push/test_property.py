@@ -1,6 +1,6 @@
 """Random writers, pushes, syncs, cuts, crashes and resolutions against a model of what may be published.
 
-RBDTREE_TEST_ROUNDS and RBDTREE_TEST_SEED choose how many rounds (default 25) and which.
+RBDTREE_TEST_ROUNDS and RBDTREE_TEST_SEED choose how many rounds (default 20) and which.
 """
 
 import os
@@ -17,7 +17,7 @@ from .volume import KIB, MIB, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
 
-ROUNDS = int(os.environ.get("RBDTREE_TEST_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("RBDTREE_TEST_ROUNDS", "20"))
 SEED = int(os.environ.get("RBDTREE_TEST_SEED", "1"))
 SIZE = 2 * MIB
 SECTOR = 512

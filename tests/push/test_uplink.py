@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live.conftest import brittle  # noqa: F401
+from live.conftest import _ceph_dev
 from live.world import TREE, noise, until
 
 from rbdtree.engine import marks
@@ -449,12 +449,25 @@ def test_compare_and_write(volume: Volume) -> None:
     equal(volume, "leaf")
 
 
+@pytest.fixture(scope="session")
+def mortal(clusters: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Three more clusters."""
+    directory = tmp_path_factory.mktemp("mortal")
+    found = type(clusters)(directory)
+    try:
+        _ceph_dev("up", "--dir", directory, "a", "b", "c")
+        yield found
+    finally:
+        found.close()
+        _ceph_dev("down", "--dir", directory, "--purge")
+
+
 @pytest.fixture
-def hurt(brittle: Any, pools: Any, tmp_path: Path) -> Iterator[Volume]:  # noqa: F811
+def hurt(mortal: Any, pools: Any, tmp_path: Path) -> Iterator[Volume]:
     """``volume`` on clusters whose daemons this test may stop."""
     place = tmp_path / "hurt"
     place.mkdir()
-    own = type(pools)(brittle, f"u{os.getpid()}-{time.monotonic_ns()}", place / "rbdtree.toml")
+    own = type(pools)(mortal, f"u{os.getpid()}-{time.monotonic_ns()}", place / "rbdtree.toml")
     own.make()
     made = Volume(own)
     yield made
@@ -462,7 +475,7 @@ def hurt(brittle: Any, pools: Any, tmp_path: Path) -> Iterator[Volume]:  # noqa:
         for daemon in ("mon.a", "osd.0"):
             for action in ("resume", "start"):
                 with suppress(AssertionError):
-                    brittle.daemon(site, daemon, action)
+                    mortal.daemon(site, daemon, action)
     made.close()
     own.remove()
 
