@@ -347,4 +347,6 @@ def test_a_clone_that_was_written_to_becomes_no_branch(volume: Volume) -> None:
     volume.sync()
     volume.put("k", {MIB: noise(100, 2)})
     volume.push("k", "--wait")
-    volume.settled(trash=True)
+    volume.check_model()
+    volume.check(current=True)
+    volume.at_rest(trash=True)
