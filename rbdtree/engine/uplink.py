@@ -113,6 +113,7 @@ class Uplink:
         self._leaving = 0.0
         self._asked = -1
         """Number of the newest mark that this run made."""
+        self._marked_image = ""
         self._last = -1
         """Number of the newest push that holds what lies before it."""
         self._creating: SnapCreate | None = None
@@ -171,13 +172,14 @@ class Uplink:
             state = (branch.session, branch.taken, branch.since, [(p.number, p.state) for p in mine])
             if state != seen:
                 seen, patience = state, time.monotonic() + SECONDS
-            if branch.session and not is_dead(branch.session) and time.monotonic() < patience:
-                if self._asked < 0 and not branch.skip_to:
-                    self._mark()
-                time.sleep(_GLANCE_SECONDS)
-                continue
+            runs = branch.session and not is_dead(branch.session) and time.monotonic() < patience
             self._leaving = 0.0
             try:
+                if runs:
+                    if self._asked < 0 and not branch.skip_to:
+                        self._mark()
+                    time.sleep(_GLANCE_SECONDS)
+                    continue
                 self._begin()
                 self._run(True)
                 return
@@ -195,7 +197,12 @@ class Uplink:
         mine = branches.own_pushes(document)
         if any(p.state is PushState.CONFLICT for p in mine):
             return True
-        if self._asked < 0 or _number(branch.since) < self._asked:
+        if self._asked < 0:
+            return False
+        if branch.image_id != self._marked_image:
+            # It moved on, for all was published; or somebody threw it away.
+            return True
+        if _number(branch.since) < self._asked:
             return False
         if self._last < 0:
             self._last = branches.top(document)
@@ -569,7 +576,7 @@ class Uplink:
                 image.create_snapshot(push_snapshot_name(document.tree_id, number))
             finally:
                 image.close()
-        self._asked = number
+        self._asked, self._marked_image = number, branch.image_id
         self._marked_at = time.monotonic()
 
     def _reached(self, journal: Journal, branch: Branch, batch: Batch, name: str) -> None:
@@ -723,9 +730,11 @@ class Uplink:
             return
         now = time.time()
         records, size, since = self._seen.records, self._seen.bytes, self._seen.since
+        # A node of its own: they are not made for two threads.
+        node = Node(self._node.pool, self._node.node_id, self._node.name)
         with suppress(errors.Error):
-            document = self._node.read()
-            journal = self._node.pool.journal(branches.require(document).image_id)
+            document = node.read()
+            journal = node.pool.journal(branches.require(document).image_id)
             try:
                 self._seen = lag(journal, self._client)
             except JournalGap:
