@@ -62,7 +62,11 @@ class Root:
         self._at: tuple[str, rbd.Image] | None = None
 
     def read(self, offset: int, length: int) -> bytes:
-        snapshots = [s for s in self._head.list_snaps() if s["name"].startswith("rbdtree.")]
+        if self._at and bytes(self._at[1].read(offset, length)) == bytes(self._head.read(offset, length)):
+            return bytes(self._at[1].read(offset, length))
+        # An image that is open read-only hears nothing of new snapshots.
+        with self._hand.open(self._name) as fresh:
+            snapshots = [s for s in fresh.list_snaps() if s["name"].startswith("rbdtree.")]
         newest = max(snapshots, key=lambda s: s["id"])["name"]
         if self._at is None or self._at[0] != newest:
             if self._at:
