@@ -96,9 +96,14 @@ class Twin:
 Seen = Root | Twin
 
 
-def one_write(image: "rbd.Image", seen: Seen, offset: int) -> float:
-    """Seconds from handing a block to librbd until it has arrived."""
-    data = os.urandom(BLOCK)
+def clock() -> bytes:
+    """A block that tells when it was made."""
+    return struct.pack("<d", time.monotonic()).ljust(BLOCK, b".")
+
+
+def one_write(image: "rbd.Image", seen: Seen, offset: int, data: bytes = b"") -> float:
+    """Seconds from handing a block (random bytes without ``data``) to librbd until it has arrived."""
+    data = data or os.urandom(BLOCK)
     began = time.monotonic()
     image.write(data, offset)
     image.flush()
@@ -113,6 +118,7 @@ def sustained(image: "rbd.Image", seen: Seen, seconds: float, rate: float) -> tu
     """Ages of what is seen, sampled while blocks are written at a rate (per second); and the rate that was reached.
 
     Block 0 is a clock: one write in ten goes there."""
+    one_write(image, seen, 0, clock())
     done = threading.Event()
     written = 0
 
@@ -121,7 +127,7 @@ def sustained(image: "rbd.Image", seen: Seen, seconds: float, rate: float) -> tu
         size, began = image.size(), time.monotonic()
         while not done.is_set():
             if written % 10 == 0:
-                image.write(struct.pack("<d", time.monotonic()).ljust(BLOCK, b"."), 0)
+                image.write(clock(), 0)
             else:
                 image.write(os.urandom(BLOCK), random.randrange(1, size // BLOCK) * BLOCK)
             written += 1
@@ -132,7 +138,6 @@ def sustained(image: "rbd.Image", seen: Seen, seconds: float, rate: float) -> tu
                 time.sleep(ahead)
         image.flush()
 
-    image.write(struct.pack("<d", time.monotonic()).ljust(BLOCK, b"."), 0)
     writer = threading.Thread(target=write)
     began = time.monotonic()
     writer.start()
