@@ -5,14 +5,13 @@ import json
 import signal
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine import landing, resolve
 from rbdtree.engine import lease as leases
 from rbdtree.engine import push as pushing
-from rbdtree.engine import uplink as uplinks
 from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.engine.sync import Outcome, Sync
@@ -24,6 +23,9 @@ from rbdtree.model.position import Position
 from . import completion, options, progress, render
 from .completion import completes
 from .session import VERSION, Session, described
+
+if TYPE_CHECKING:
+    from rbdtree.engine import uplink as uplinks
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -201,6 +203,9 @@ def push_value(push: Push) -> dict[str, Any]:
 
 
 def run_push(session: Session) -> int:
+    # Only here: what reads journals takes a tenth of the time that a small sync takes.
+    from rbdtree.engine import uplink as uplinks
+
     given = session.options
     tree, member, node = _node(session)
     document = document_of(member)[1]
@@ -259,6 +264,8 @@ def _push_text(outcome: pushing.PushOutcome) -> str:
 
 
 def run_uplink(session: Session) -> int:
+    from rbdtree.engine import uplink as uplinks
+
     given = session.options
     _, _, node = _node(session)
     interval, limit = _seconds(given.interval), parse_size(given.max_unpushed)
@@ -295,7 +302,7 @@ def run_uplink(session: Session) -> int:
     return 0
 
 
-def _show_window(session: Session, window: uplinks.Window) -> None:
+def _show_window(session: Session, window: "uplinks.Window") -> None:
     """The loss window: a JSON line each, or a line on stderr that renews itself on a terminal."""
     published = str(window.published) if window.published else None
     if session.json:
