@@ -22,11 +22,11 @@ def volume(pools: Any) -> Iterator[Volume]:
     made.close()
 
 
-@pytest.fixture(params=["sample", pytest.param("all", marks=[pytest.mark.faults, pytest.mark.timeout(3600)])])
+@pytest.fixture(params=["sample", pytest.param("all", marks=[pytest.mark.sweep, pytest.mark.timeout(3600)])])
 def points(request: pytest.FixtureRequest) -> Points:
     """``points(9)``: orders to the driver, to kill a command at a call, further on each time.
 
-    A sample of about every ninth, chosen by RBDTREE_TEST_SEED and the test's name; all of them with ``-m faults``."""
+    A sample of about every ninth, chosen by RBDTREE_TEST_SEED and the test's name; all of them with ``-m sweep``."""
 
     def chosen(every: int) -> Iterator[dict[str, int]]:
         if request.param == "all":
