@@ -65,10 +65,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     uplink.add_argument(
         "--max-unpushed",
-        default="1G",
         metavar="SIZE",
-        help="journal that may wait before the rest is published by a snapshot (default 1G; read when the uplink of a "
-        "branch begins for the first time)",
+        help="journal that may wait before the rest is published by a snapshot (default: 1G, or what was given last; "
+        "who has the branch open obeys the limit it was opened with)",
     )
     uplink.add_argument("--once", action="store_true", help="publish what has been written so far, then end")
     uplink.add_argument("--shared", action="store_true", help="as for push")
@@ -268,7 +267,8 @@ def run_uplink(session: Session) -> int:
 
     given = session.options
     _, _, node = _node(session)
-    interval, limit = _seconds(given.interval), parse_size(given.max_unpushed)
+    interval = _seconds(given.interval)
+    limit = parse_size(given.max_unpushed) if given.max_unpushed else None
     run = uplinks.Uplink(
         session.sites,
         node,

@@ -82,7 +82,7 @@ class Uplink:
         reporter: Reporter,
         *,
         interval: float = 1.0,
-        max_unpushed: int = branches.MAX_UNPUSHED,
+        max_unpushed: int | None = None,
         shared: bool = False,
         join: bool = False,
         show: Callable[[Window], None] | None = None,
@@ -284,7 +284,26 @@ class Uplink:
 
         return self._node.update(changed, claim.cookie if claim else None)
 
+    def _limit(self, journal: Journal) -> None:
+        """How far the writer lets us fall behind; who has the image open obeys what it was opened with."""
+        if self._max_unpushed is None:
+            return
+        limit = str(max(2, self._max_unpushed // (journal.object_bytes * journal.splay_width)))
+        image = self._node.pool.open(self._image_id)
+        try:
+            known = image.metadata().get(marks.JOURNAL_LIMIT)
+        finally:
+            image.close()
+        if known == limit:
+            return
+        image = self._node.pool.open(self._image_id, read_only=False)
+        try:
+            image.set_metadata(marks.JOURNAL_LIMIT, limit)
+        finally:
+            image.close()
+
     def _register(self, journal: Journal, branch: Branch) -> None:
+        self._limit(journal)
         registered = any(client.client_id == self._client for client in journal.clients())
         if registered and (branch.taken or branch.skip_to):
             return
@@ -292,13 +311,6 @@ class Uplink:
             # First: positions of another journal must never be taken for positions of this one.
             self._update(lambda b: replace(self._mine_of(b), taken=(), skip_to=""), claim)
             self._taken = ()
-            image = self._node.pool.open(self._image_id, read_only=False)
-            try:
-                sets = max(2, self._max_unpushed // (journal.object_bytes * journal.splay_width))
-                # Whoever has it open already obeys the limit it was opened with.
-                image.set_metadata(marks.JOURNAL_LIMIT, str(sets))
-            finally:
-                image.close()
             if not registered:
                 journal.register(self._client)
             self._base(claim)

@@ -407,6 +407,26 @@ def test_who_gives_a_branch_up_is_no_journal_client(volume: Volume, how: str) ->
     assert marks.journal_client(document.ref.node_id) not in clients()
 
 
+def test_the_bound_is_what_was_given_last(volume: Volume) -> None:
+    volume.init(size=8 * MIB)
+    volume.add("m", "root", "mirror", "b")
+    volume.step()
+    volume.branch("m", "--uplink", "journal")
+
+    def bound() -> str:
+        with volume.on_branch("m", read_only=True) as image:
+            return dict(image.metadata_list())[marks.JOURNAL_LIMIT]
+
+    assert bound() == "16"
+    for size, sets in (("128M", "2"), ("256M", "4")):
+        volume.cli("uplink", f"{TREE}/m", "--once", "--max-unpushed", size)
+        assert bound() == sets
+    volume.put("m", {0: noise(4096)})
+    volume.push("m")
+    volume.cli("uplink", f"{TREE}/m", "--once")
+    assert bound() == "4"
+
+
 def test_compare_and_write(volume: Volume) -> None:
     """One that takes effect and one that does not."""
     import ctypes
