@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from rbdtree import errors
@@ -129,6 +130,8 @@ def run_branch(session: Session) -> int:
     if session.dry_run:
         document = document_of(member)[1]
         said = f"{document.full_name} has a branch" if document.branch else f"{document.full_name} would get a branch"
+        if document.branch and given.uplink not in (None, document.branch.uplink):
+            said += f"; its uplink would be the {given.uplink}"
         session.put(_branch(document, document.branch, True), said)
         return 0
     document, branch = branches.ensure(session.sites, node, given.uplink, at)
@@ -254,12 +257,12 @@ def _push(outcome: pushing.PushOutcome, would: int | None = None) -> dict[str, A
 def _push_text(outcome: pushing.PushOutcome) -> str:
     if outcome.refused:
         return ""
-    sent = render.size(outcome.sent_bytes)
-    if outcome.waiting or (outcome.border and outcome.sent_bytes):
-        return f"{outcome.node}: on its way, {sent} sent"
+    sent = f", {render.size(outcome.sent_bytes)} sent" if outcome.sent_bytes else ""
+    if outcome.waiting or (outcome.border and sent):
+        return f"{outcome.node}: on its way{sent}"
     if outcome.published:
         return f"{outcome.node}: published as generation {outcome.published[-1]}"
-    return f"{outcome.node}: passed on, {sent} sent" if outcome.sent_bytes else f"{outcome.node}: nothing to push"
+    return f"{outcome.node}: passed on{sent}" if sent else f"{outcome.node}: nothing to push"
 
 
 def run_uplink(session: Session) -> int:
@@ -420,6 +423,7 @@ def run_lease(session: Session) -> int:
     if root is None or root.node is None:
         raise errors.Unreachable(f"the root of {tree.name} cannot be reached: leases are granted there")
     if session.dry_run:
+        _check_lease(session, root, holder)
         nothing: dict[str, Any] = {"released": 0} if given.action == "release" else {"leases": []}
         text = f"would {given.action} a lease for {given.node}"
         session.put({"node": given.node, **nothing, "dry_run": True}, text)
@@ -448,6 +452,20 @@ def run_lease(session: Session) -> int:
         "\n".join(f"{given.node} holds {_ranges(x)} for {seconds:g} s" for x in granted),
     )
     return 0
+
+
+def _check_lease(session: Session, root: Member, holder: NodeDocument) -> None:
+    """Raises what would be refused."""
+    given, (node, document), now = session.options, document_of(root), time.time()
+    if given.action == "renew":
+        leases.of(document, holder, now)
+    elif given.action == "acquire":
+        image = node.pool.open(document.image_id)
+        try:
+            size = image.size()
+        finally:
+            image.close()
+        leases.check(document, holder, _portion(given.portion) or Extents.of([(0, size)]), size, now)
 
 
 def _ranges(lease: Lease) -> str:

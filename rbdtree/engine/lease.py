@@ -22,18 +22,7 @@ def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, secon
     with cut.opened(root_node, "lease") as root:
         now = time.time()
         extents = wanted or Extents.of([(0, root.image.size())])
-        if extents.clip(0, root.image.size()) != extents:
-            raise errors.UsageError(
-                f"the range ends beyond the volume ({root.image.size()} bytes)", "Give a smaller --portion."
-            )
-        for other in active(root.document, now):
-            overlap = Extents.of(other.extents).intersect(extents)
-            if other.holder != holder.ref.node_id and overlap:
-                raise errors.Busy(
-                    f"{overlap.total} bytes from {overlap.pairs[0][0]} on are leased by {other.holder_name} "
-                    f"for another {other.expires - now:.0f} s",
-                    "Wait, ask for another range, or release that lease.",
-                )
+        check(root.document, holder, extents, root.image.size(), now)
         if root.changed():
             root.cut()
         lease = Lease(holder.ref.node_id, holder.name, extents.pairs, root.document.epoch, now + seconds)
@@ -41,16 +30,35 @@ def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, secon
         return lease
 
 
+def check(root: NodeDocument, holder: NodeDocument, extents: Extents, size_bytes: int, now: float) -> None:
+    """Raises what speaks against granting these ranges."""
+    if extents.clip(0, size_bytes) != extents:
+        raise errors.UsageError(f"the range ends beyond the volume ({size_bytes} bytes)", "Give a smaller --portion.")
+    for other in active(root, now):
+        overlap = Extents.of(other.extents).intersect(extents)
+        if other.holder != holder.ref.node_id and overlap:
+            raise errors.Busy(
+                f"{overlap.total} bytes from {overlap.pairs[0][0]} on are leased by {other.holder_name} "
+                f"for another {other.expires - now:.0f} s",
+                "Wait, ask for another range, or release that lease.",
+            )
+
+
+def of(root: NodeDocument, holder: NodeDocument, now: float) -> tuple[Lease, ...]:
+    """The holder's; ``NotFound`` without one."""
+    mine = tuple(lease for lease in active(root, now) if lease.holder == holder.ref.node_id)
+    if not mine:
+        raise errors.NotFound(
+            f"{holder.full_name} holds no lease (any more)", f"Run 'rbdtree lease acquire {holder.full_name}'."
+        )
+    return mine
+
+
 def renew(root_node: Node, holder: NodeDocument, seconds: float) -> tuple[Lease, ...]:
     """All of a holder's leases, from now on; ``NotFound`` without one."""
     with cut.opened(root_node, "lease") as root:
         now = time.time()
-        mine = [lease for lease in active(root.document, now) if lease.holder == holder.ref.node_id]
-        if not mine:
-            raise errors.NotFound(
-                f"{holder.full_name} holds no lease (any more)", f"Run 'rbdtree lease acquire {holder.full_name}'."
-            )
-        renewed = tuple(replace(lease, expires=now + seconds) for lease in mine)
+        renewed = tuple(replace(lease, expires=now + seconds) for lease in of(root.document, holder, now))
         _store(root, lambda leases: (*(x for x in leases if x.holder != holder.ref.node_id), *renewed), now)
         return renewed
 

@@ -356,6 +356,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
             f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
         )
     if dry_run:
+        _check_published(node, document, keep=keep)
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
         return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
@@ -386,14 +387,11 @@ def _without_branch(
     A clone that stays as an ordinary image keeps its writes."""
     clone = document.kind is Kind.CLONE
     if document.branch and document.branch.image_id and not (clone and ends.find_gone(node, document)):
-        stays = clone and document.phase == DETACHING
-        report = None if stays else branches.look(node, document)
-        if report and not report.clean:
+        try:
+            _check_published(node, document, keep=document.phase == DETACHING)
+        except errors.NotEmpty:
             node.update(lambda d: replace(d, phase=""), claim.cookie)
-            raise errors.NotEmpty(
-                f"{document.full_name} has writes on its branch {report.image} that were not published",
-                f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
-            )
+            raise
         if clone:
             branches.remove_snapshots(node.pool, document.image_id, document.tree_id)
         else:
@@ -403,6 +401,19 @@ def _without_branch(
         if push.staging and push.image_id:
             tidy.drop_image(node, push.image_id, push.staging)
     return document
+
+
+def _check_published(node: Node, document: NodeDocument, *, keep: bool) -> None:
+    """``NotEmpty`` when the branch holds writes that would be lost."""
+    branch, clone = document.branch, document.kind is Kind.CLONE
+    if branch is None or not branch.image_id or (clone and (keep or ends.find_gone(node, document))):
+        return
+    report = branches.look(node, document)
+    if not report.clean:
+        raise errors.NotEmpty(
+            f"{document.full_name} has writes on its branch {report.image} that were not published",
+            f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
+        )
 
 
 def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, node_id: str = "") -> None:

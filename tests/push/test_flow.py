@@ -277,9 +277,11 @@ def test_dry_runs_and_refusals(volume: Volume) -> None:
     assert volume.document("leaf").branch is None
     volume.put("leaf", {0: noise(600)})
     assert volume.get("push", f"{TREE}/leaf", "--dry-run")["total_bytes"] >= 600
-    done = volume.cli("remove", f"{TREE}/leaf", code=None)
-    assert done.code == 39, done
-    assert "push" in done.err
+    for more in (("--dry-run",), ()):
+        done = volume.cli("remove", f"{TREE}/leaf", *more, code=None)
+        assert done.code == 39, done
+        assert "push" in done.err
+    assert not volume.document("leaf").phase
     volume.add("k", "root", "clone", "a")
     volume.sync()
     volume.put("k", {MIB: noise(600)})

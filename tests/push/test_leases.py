@@ -86,8 +86,11 @@ def test_a_lease_is_no_reason_to_overwrite(pair: Volume) -> None:
 
 def test_overlap_expiry_and_renewal(pair: Volume) -> None:
     pair.cli("lease", "acquire", f"{TREE}/k", "--portion", "0..1M,4M..6M", "--for", "1h")
-    done = pair.cli("lease", "acquire", f"{TREE}/m", "--portion", "5M..7M", code=BUSY)
-    assert "k" in done.err
+    for more in (("--dry-run",), ()):
+        done = pair.cli("lease", "acquire", f"{TREE}/m", "--portion", "5M..7M", *more, code=BUSY)
+        assert "leased by k" in done.err
+    pair.cli("lease", "renew", f"{TREE}/m", "--dry-run", code=2)
+    pair.cli("lease", "acquire", f"{TREE}/m", "--portion", "7M..8M", "--dry-run")
     pair.cli("lease", "acquire", f"{TREE}/m", "--portion", "6M..7M")
     assert held(pair) == [("k", [(0, MIB), (4 * MIB, 6 * MIB)]), ("m", [(6 * MIB, 7 * MIB)])]
     pair.cli("lease", "acquire", f"{TREE}/k", "--portion", "0..1M", "--for", "1s")
