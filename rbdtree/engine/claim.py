@@ -126,8 +126,9 @@ class Claim:
             raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
 
     def free(self, image: Image) -> None:
-        """Takes RBD's lock from the holder before us if that did not give it back: it is frozen, or hangs."""
-        if self._predecessor and image.lock_owner() == self._predecessor:
+        """Fences the holder before us if it still has the image open: it is frozen, or hangs, and RBD would wait 30 s
+        for its lock and for its answers to notifications."""
+        if self._predecessor and self._predecessor in (image.lock_owner(), *image.watchers()):
             self.node.pool.cluster.fence(self._predecessor)
 
     def _take(self, *, renew: bool = False) -> None:

@@ -144,7 +144,7 @@ def test_a_pool_that_fills_up_midway(fragile: World, tmp_path: Path, apart: bool
         pools = clusters.mon("b", prefix="osd dump")["pools"]
         return any("full" in p["flags_names"].split(",") for p in pools if p["pool_name"] == pool)
 
-    process = _midway(fragile, tmp_path, "--timeout", 5, write_seconds=1.5, touch_copied=[0, str(tmp_path / "full")])
+    process = _midway(fragile, tmp_path, "--timeout", 5, write_seconds=1.2, touch_copied=[0.05, str(tmp_path / "full")])
     quota(1 * MIB)
     until(full, "the pool is full", 40)
     began = time.monotonic()
