@@ -8,7 +8,8 @@ from typing import Any
 
 from sites import Site, Sites
 
-COMMAND = [sys.executable, "-m", "rbdtree_cli.main"]
+COMMAND = [sys.executable, "-P", "-m", "rbdtree_cli.main"]
+"""-P: the rbdtree that is installed, not the one in the current directory, whose modules may not be compiled."""
 
 
 def check() -> None:

@@ -9,6 +9,7 @@ from rbdtree import errors
 from rbdtree.engine import ends
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import Tree, document_of
+from rbdtree.engine.node import cluster_of
 from rbdtree.engine.sync import Outcome, Sync
 from rbdtree.model.document import Kind
 from rbdtree.model.name import NodeName
@@ -71,7 +72,7 @@ def run_cut(session: Session) -> int:
 def run_sync(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     tree = session.tree(name.tree)
-    only = _path(tree, name)
+    only = _path(session, tree, name)
     made: Generation | None = None
     if session.options.cut:
         made = _cut(session, tree)
@@ -98,8 +99,9 @@ def run_sync(session: Session) -> int:
     return _say(session, tree, outcomes, made.position if made else tree.position)
 
 
-def _path(tree: Tree, name: NodeName) -> frozenset[str] | None:
-    """Names of the nodes to bring on; None: all."""
+def _path(session: Session, tree: Tree, name: NodeName) -> frozenset[str] | None:
+    """Names of the nodes to bring on; None: all. An edge to a cluster of which this host knows nothing is none of its
+    business: another host brings on what is above."""
     if not name.node:
         return None
     member = tree.member(name.node)
@@ -108,7 +110,14 @@ def _path(tree: Tree, name: NodeName) -> frozenset[str] | None:
             f"{name} is the root: it is what the others are brought to",
             f"Run 'rbdtree sync {tree.name}' for all nodes, 'rbdtree cut {tree.name}' for a new generation.",
         )
-    return frozenset(m.ref.name for m in tree.path(member))
+    path = tree.path(member)
+    parent = path[0].document.parent if path[0].document else None
+    if parent and path[0] is not member:
+        try:
+            cluster_of(session.sites, parent)
+        except errors.NotFound:
+            path = path[1:]
+    return frozenset(m.ref.name for m in path)
 
 
 def _in_background(run: Sync, tree: Tree, reporter: progress.Bars | progress.Notes) -> list[Outcome]:

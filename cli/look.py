@@ -15,6 +15,7 @@ from rbdtree.model.position import Position
 from . import completion, options, progress, render
 from .completion import completes
 from .session import Session, described
+from .writing import diff_branch, push_value
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,11 +29,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     completes(log.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
     log.set_defaults(run=run_log)
 
-    diff = commands.add_parser("diff", help="what changed between two generations", parents=common)
-    completes(diff.add_argument("tree", metavar="TREE"), completion.trees)
+    diff = commands.add_parser(
+        "diff", help="what changed between two generations, or what is on a branch", parents=common
+    )
+    completes(
+        diff.add_argument(
+            "tree", metavar="TREE[/NODE]", help="the volume, or what a node's branch changed and has not pushed"
+        ),
+        completion.trees_and_nodes,
+    )
     diff.add_argument(
         "--since",
-        required=True,
         metavar="G",
         help="the older generation (epoch.sequence; 1.0 is the empty volume)",
     )
@@ -101,6 +108,10 @@ def _node(node: reports.NodeReport) -> dict[str, Any]:
         "generations": node.generations,
         "doing": node.doing,
         "problem": node.problem,
+        "branch": (
+            {"image": node.branch, "base": str(node.branch_base), "uplink": node.uplink} if node.branch else None
+        ),
+        "pushes": [push_value(p) for p in node.pushes],
         "intent": str(node.intent) if node.intent else None,
         "intent_done_bytes": node.intent_done_bytes,
     }
@@ -119,6 +130,7 @@ def run_log(session: Session) -> int:
                 "created_seconds": e.created,
                 "size_bytes": e.size_bytes,
                 "delta_bytes": e.delta_bytes,
+                "author": e.author or None,
                 "nodes": list(e.nodes),
             }
             for e in entries
@@ -132,10 +144,14 @@ def run_log(session: Session) -> int:
 
 
 def run_diff(session: Session) -> int:
-    name = session.whole(session.options.tree)
+    name = NodeName.parse(session.options.tree)
+    if name.node:
+        return diff_branch(session, session.find(session.options.tree)[1])
+    if not session.options.since:
+        raise errors.UsageError("give --since: the older generation", f"See 'rbdtree log {name.tree}'.")
     since = Position.parse(session.options.since)
     to = Position.parse(session.options.to) if session.options.to else None
-    tree = session.tree(name)
+    tree = session.tree(name.tree)
     found = difference.between(tree, since, to)
     totals = {
         "tree": tree.name,

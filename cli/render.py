@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rbdtree.engine.report import LogEntry, NodeReport, TreeReport
-from rbdtree.model.document import State
+from rbdtree.model.document import PushState, State
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -34,9 +34,9 @@ def size(count: int | None) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
-def counted(number: int, what: str) -> str:
-    """``1 object``, ``2 objects``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, many: str = "") -> str:
+    """``1 object``, ``2 objects``; ``many``: the plural where it is irregular."""
+    return f"{number} {what if number == 1 else many or what + 's'}"
 
 
 def age(seconds: float | None) -> str:
@@ -96,9 +96,11 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
 
     table = _empty_table()
     doing = doing and any(_doing(node) for node in report.nodes)
-    for column in ("NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE", *(("DOING",) if doing else ())):
+    branched = any(node.branch for node in report.nodes)
+    more = (*(("BRANCH",) if branched else ()), *(("DOING",) if doing else ()))
+    for column in ("NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE", *more):
         # Where a line is too short for all of it, these are folded.
-        wide = column in ("LAG", "IMAGE", "DOING")
+        wide = column in ("LAG", "IMAGE", "BRANCH", "DOING")
         justify: Literal["left", "right"] = "right" if column == "SIZE" else "left"
         table.add_column(column, no_wrap=not wide, overflow="fold", justify=justify)
 
@@ -111,6 +113,7 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
             lag(node),
             size(node.size_bytes) if node.size_bytes is not None else "-",
             node.image,
+            *((_branch(node),) if branched else ()),
             *((_doing(node),) if doing else ()),
         )
 
@@ -124,6 +127,17 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
     for top in report.children(None):
         walk(top, "", "")
     return table
+
+
+def _branch(node: NodeReport) -> str:
+    if not node.branch:
+        return "-"
+    refused = sum(push.state is PushState.CONFLICT for push in node.pushes)
+    waiting = len(node.pushes) - refused
+    parts = [f"over {node.branch_base}", *((node.uplink,) if node.uplink != "snapshot" else ())]
+    parts += [f"{counted(waiting, 'push', 'pushes')} on the way"] if waiting else []
+    parts += [f"{counted(refused, 'push', 'pushes')} refused"] if refused else []
+    return ", ".join(parts)
 
 
 def _doing(node: NodeReport) -> str:
@@ -160,17 +174,20 @@ def log(entries: list[LogEntry]) -> None:
     """Prints generations, newest first."""
     import time
 
+    pushed = any(e.author for e in entries)
     rows = [
         (
             str(e.position),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e.created)),
             size(e.size_bytes),
             size(e.delta_bytes),
+            *((e.author or "-",) if pushed else ()),
             ", ".join(e.nodes),
         )
         for e in entries
     ]
-    table(("GENERATION", "CUT", "SIZE", "DELTA", "NODES"), rows, right=(2, 3))
+    columns = ("GENERATION", "CUT", "SIZE", "DELTA", *(("PUSHED BY",) if pushed else ()), "NODES")
+    table(columns, rows, right=(2, 3))
 
 
 def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

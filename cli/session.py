@@ -128,6 +128,12 @@ class Session:
         elif plain:
             print(plain)
 
+    def say(self, error: errors.Error) -> None:
+        """An error that the JSON on stdout tells as well."""
+        print(f"rbdtree: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+
     def warn(self, error: errors.Error) -> None:
         """Something that does not stop the command; said once."""
         if str(error) not in self._warned:

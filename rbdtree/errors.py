@@ -104,6 +104,13 @@ class Integrity(Error):
     meaning = "nodes differ, or a checksum did not match"
 
 
+class Conflict(Error):
+    """A person decides: a push met changes of others; nothing of either side is lost."""
+
+    exit_code = errno.EREMCHG
+    meaning = "a push conflicts with what others published; see 'rbdtree resolve'"
+
+
 class Fenced(Error):
     """Stop now and write nothing more: the claim on this node was lost."""
 

@@ -16,7 +16,7 @@ import xxhash
 
 from rbdtree import errors
 from rbdtree.model.extent import Extents
-from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Layout, ReadDone, Snapshot, Span, WriteDone
+from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Journal, Layout, ReadDone, Snapshot, Span, WriteDone
 from rbdtree.ports import Pool as PoolPort
 
 Objects = dict[int, bytes]
@@ -315,6 +315,10 @@ class Image:
                 raise errors.Busy(f"image {self.image_id} is not locked by {owner}")
             self._storage.fence(owner)
 
+    def set_journaling(self, on: bool) -> None:
+        if on:
+            raise errors.Unsupported("images in memory have no journal")
+
     def checksums(self, objects: list[int]) -> list[int | None]:
         found = (self._objects.get(number) for number in objects)
         return [None if data is None else xxhash.xxh64_intdigest(data) for data in found]
@@ -414,7 +418,7 @@ class Pool:
             del self.place.trash[image_id]
 
     def trashed(self) -> list[ImageEntry]:
-        return [ImageEntry(image_id, name) for image_id, (name, _) in self.place.trash.items()]
+        return [ImageEntry(image_id, name, True) for image_id, (name, _) in self.place.trash.items()]
 
     def read_document(self, name: str) -> tuple[int, str] | None:
         self._alive()
@@ -507,6 +511,9 @@ class Pool:
 
     def break_claim(self, name: str, info: ClaimInfo) -> None:
         self._drop_claim(name, (info.cookie, info.holder))
+
+    def journal(self, image_id: str) -> Journal:
+        raise errors.NotFound(f"image {image_id} has no journal")
 
     def full(self, image_id: str = "") -> str | None:
         used = sum(len(volume.objects) for volume in self.place.images.values())

@@ -4,9 +4,11 @@ suite (``tests/conformance``).
 Every method raises ``rbdtree.errors`` only. Offsets, lengths and sizes are bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+from rbdtree.model.journal_client import Client, Commit, Header, Tag
 
 Span = tuple[int, int, bool]
 """(offset, length, exists): as librbd's diff reports it; ``exists`` is a hint, False where an object is gone."""
@@ -55,6 +57,7 @@ class ImageEntry:
 
     image_id: str
     name: str
+    trashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,49 @@ class Image(Protocol):
     def break_lock(self, owner: str) -> None:
         """Fences ``owner`` (its client can write no more) and frees the lock; ``Busy`` when it is not ``owner``'s."""
 
+    def set_journaling(self, on: bool) -> None:
+        """RBD's journaling feature; nothing when it is so already. Off throws the journal and its clients away.
+
+        ``Unsupported`` for an image without exclusive lock, which journaling needs: others may rely on its absence.
+        """
+
     def checksums(self, objects: list[int]) -> list[int | None]:
         """Computed by the OSDs: xxhash64 of each numbered object as of the open snapshot, None where there is none.
 
         Only with a plain layout. Trailing zeroes may or may not be part of an object: unequal is no proof.
         """
 
+    def close(self) -> None: ...
+
+
+class Journal(Protocol):
+    """An image's journal, read and committed by a registered client; only librbd's lock owner appends and trims."""
+
+    image_id: str
+    splay_width: int
+    """Objects that are written at a time; entry n of a tag lies in slot n % splay_width."""
+    object_bytes: int
+
+    def header(self, client_id: str) -> Header:
+        """In one round trip. What was written under a tag that is over is in place before this returns."""
+
+    def clients(self) -> tuple[Client, ...]: ...
+    def tags(self, client_id: str, after: int | None = None) -> tuple[Tag, ...]:
+        """Those ``client_id`` may still need; from the one behind ``after`` on. ``NotFound`` for an unknown client."""
+
+    def register(self, client_id: str) -> None:
+        """``Exists`` when it is. It begins where the client that is furthest behind stands."""
+
+    def unregister(self, client_id: str) -> None:
+        """``NotFound`` when it is not registered."""
+
+    def commit(self, client_id: str, positions: Iterable[Commit]) -> None:
+        """Nothing up to these is needed again; whoever writes is told, and trims. Ceph does not check them."""
+
+    def submit_read(self, number: int, offset: int, length: int, done: ReadDone) -> None:
+        """Of a numbered object: fewer bytes at its end, ``NotFound`` where there is none."""
+
+    def object_size(self, number: int) -> int | None: ...
     def close(self) -> None: ...
 
 
@@ -206,6 +246,9 @@ class Pool(Protocol):
     def claimed(self, name: str) -> ClaimInfo | None: ...
     def break_claim(self, name: str, info: ClaimInfo) -> None:
         """Takes it from this very holder; nothing when that is gone."""
+
+    def journal(self, image_id: str) -> Journal:
+        """``NotFound`` for an image without one."""
 
     def full(self, image_id: str = "") -> str | None:
         """Why nothing can be written for want of space, in words; None when there is space.

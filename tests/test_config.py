@@ -93,7 +93,7 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800), ("2w", 1209600)]
+    ("text", "seconds"), [("500ms", 0.5), ("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800), ("2w", 1209600)]
 )
 def test_durations(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds

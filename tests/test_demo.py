@@ -1,6 +1,7 @@
 """The README's first command, with everything in private directories."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -57,12 +58,16 @@ def test_the_demo_builds_a_tree_proves_it_equal_and_leaves_nothing(demo: Demo) -
         "└─ copy    mirror  up-to-date  1.2         -    512 MiB  b:rbd/volume",
         "   └─ far  mirror  up-to-date  1.2         -    512 MiB  c:rbd/volume",
         "demo/bench = demo/root at 1.2: a clean clone of that very snapshot",
-        "all four nodes are equal",
+        "c:rbd/volume-branch",
+        "demo/far: published as generation 1.3",
     ):
         assert expected in [line.rstrip() for line in lines], expected
+    assert "all four nodes are equal" in lines, "with what was written at the farthest node"
     delta = [line for line in lines if line.startswith("delta ")]
     assert delta, "the figures of the delta are missing"
-    assert any(line.startswith("$ e2fsck -fn far") for line in lines)
+    for checked in ("far", "root"):
+        assert f"$ e2fsck -fn {checked}" in lines
+    assert any(re.match(r"1\.3 .* root, bench, copy, far$", line) for line in lines)
     assert not demo.dir.exists()
     assert daemons_below(demo.dir) == []
 

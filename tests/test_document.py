@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rbdtree import errors
 from rbdtree.model.document import (
+    FORMAT,
     Child,
     Hold,
     Intent,
@@ -73,6 +74,35 @@ def test_a_newer_format_is_refused() -> None:
     with pytest.raises(errors.Unsupported) as caught:
         decode(json.dumps({"format": 99, "news": "unheard of"}), "a:rbd/rbdtree.node.1")
     assert "a:rbd/rbdtree.node.1 has document format 99" in str(caught.value)
+
+
+def test_an_older_document_is_read() -> None:
+    """As rbdtree wrote it before there were branches."""
+    text = (
+        '{"children":[],"distrust":"","edge":"e","epoch":1,"format":1,'
+        '"generations":[{"created":1.5,"delta_bytes":null,"position":"1.1","size_bytes":4096,"snapshot_id":4}],'
+        '"history":false,"holds":[{"owner":"f","position":"1.1","reason":"base of t/x"}],"image_id":"12ab",'
+        '"intent":{"client":"","done_bytes":512,"image_id":"","since":"1.1","size_bytes":4096,"started":2.5,'
+        '"target":"1.2","worker":"w"},"kind":"mirror","last_sequence":0,"parent":null,"phase":"",'
+        '"ref":{"fsid":"f","image":"vol","name":"n","namespace":"","node_id":"1","pool":"rbd","site":"a"},'
+        '"replica":{"fsid":"f","image":"vol","name":"n","namespace":"","node_id":"1","pool":"rbd","site":"a"},'
+        '"tree":"t","tree_id":"0123abcd"}'
+    )
+    document = decode(text, "x")
+    assert document == NodeDocument(
+        "0123abcd",
+        "t",
+        Kind.MIRROR,
+        REF,
+        "12ab",
+        REF,
+        edge="e",
+        generations=(Generation(at(1), 4, 4096, 1.5),),
+        holds=(Hold("f", at(1), "base of t/x"),),
+        intent=Intent(at(2), at(1), 4096, 2.5, "w", "", 512),
+    )
+    assert json.loads(encode(document))["format"] == FORMAT
+    assert decode(encode(document), "x") == document
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 from sketch import Edge, assert_interruptible, assert_plan, at, clone, finish, mirror, plan, show, walk
 
 from rbdtree.plan import step as steps
-from rbdtree.plan.conflict import CloneChanged, HeadChanged, HeadResized, ImageGone, InUse, NoCommonGeneration
+from rbdtree.plan.conflict import (
+    CloneChanged,
+    Forgotten,
+    HeadChanged,
+    HeadResized,
+    ImageGone,
+    InUse,
+    NoCommonGeneration,
+)
 from rbdtree.plan.edge import CloneState, MirrorState, Pending, plan_clone, plan_mirror
 
 MIRRORS = [
@@ -187,11 +195,15 @@ def test_nothing_in_common(picture: str, upstream: int | None, downstream: int) 
     assert "remove" in (found.error().hint or "")
 
 
-def test_an_image_that_is_gone_stops_everything() -> None:
-    gone = ImageGone("t/m", "b:rbd/m", "12ab", "34cd")
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [(ImageGone("t/m", "b:rbd/m", "12ab", "34cd"), "34cd"), (Forgotten("t/m", "t/root"), "no child of t/root")],
+    ids=["the image is gone", "the node was forgotten"],
+)
+def test_what_stops_everything(gone: ImageGone | Forgotten, said: str) -> None:
     assert plan_mirror(MirrorState("t/m", "b:rbd/m", (at(1),), gone=gone)) is gone
     assert plan_clone(CloneState("t/c", "b:rbd/m", (at(1),), gone=gone)) is gone
-    assert "34cd" in str(gone.error())
+    assert said in str(gone.error())
 
 
 def test_a_clone_that_is_open_stays_and_says_who_has_it() -> None:

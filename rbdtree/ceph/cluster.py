@@ -12,7 +12,7 @@ import rbd
 from rbdtree import errors
 from rbdtree.ceph.checksum import Checksums
 from rbdtree.ceph.pool import Pool
-from rbdtree.ceph.translate import translated
+from rbdtree.ceph.translate import from_errno, translated
 from rbdtree.config import Site
 
 _OPTIONS = {
@@ -169,12 +169,21 @@ class Cluster:
             self._rados.blocklist_add(address, 3600)
             self._rados.wait_for_latest_osdmap()
 
+    def wait_for_latest_map(self) -> None:
+        """OSDs answer what is asked from here on with the newest map, its blocklist included."""
+        self._rados.wait_for_latest_osdmap()
+
+    def open_pool_id(self, pool_id: int) -> rados.Ioctx:
+        """For whoever closes it."""
+        with translated(f"open pool {pool_id} of site {self.site}"):
+            return self._rados.open_ioctx2(pool_id)
+
     def command(self, **words: Any) -> Any:
         """A mon command; its JSON answer."""
         with translated(f"ask site {self.site}"):
             code, out, message = self._rados.mon_command(json.dumps({**words, "format": "json"}), b"")
         if code:
-            raise errors.Denied(f"site {self.site}: {words['prefix']}: {message or code}")
+            raise from_errno(code, f"site {self.site}: {words['prefix']}{f' ({message})' if message else ''}")
         return json.loads(out or b"null")
 
     def pool_name(self, pool_id: int) -> str:
@@ -182,16 +191,20 @@ class Cluster:
         with translated(f"look up pool {pool_id} of site {self.site}"):
             return str(self._rados.pool_reverse_lookup(pool_id))
 
-    def full(self, pool: str) -> str | None:
-        """Why the pool takes no writes, None when it does."""
+    def full(self) -> dict[str, str]:
+        """Why pools take no writes, by the names of those that take none. Asks monitors, not OSDs."""
         dump = self.command(prefix="osd dump")
-        if "full" in str(dump.get("flags", "")).split(","):
-            return f"cluster {self.site} is full"
+        everywhere = "full" in str(dump.get("flags", "")).split(",")
+        found = {}
         for entry in dump["pools"]:
-            names = str(entry.get("flags_names", "")).split(",")
-            if entry["pool_name"] == pool and {"full", "full_quota"} & set(names):
-                return f"pool {self.site}:{pool} is full" + (" (its quota)" if "full_quota" in names else "")
-        return None
+            name, flags = entry["pool_name"], set(str(entry.get("flags_names", "")).split(","))
+            if everywhere:
+                found[name] = f"cluster {self.site} is full"
+            elif "full_quota" in flags:
+                found[name] = f"pool {self.site}:{name} is full (its quota)"
+            elif "full" in flags:
+                found[name] = f"pool {self.site}:{name} is full"
+        return found
 
     def checksums(self) -> Checksums:
         """The client that asks OSDs for checksums, connected when first used."""

@@ -1,5 +1,6 @@
 """``ports.Image`` over librbd."""
 
+import ctypes
 import threading
 import time
 from collections import deque
@@ -35,6 +36,12 @@ _LANES = 3
 """That many more: a TCP connection carries no more than its buffers hold each round trip."""
 
 
+def _trim() -> None:
+    """The C library keeps what each of librbd's threads freed, and the next copy would come on top of it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Image:
     """An open image or snapshot. Safe to use from several threads, as librbd's handles are."""
 
@@ -45,6 +52,7 @@ class Image:
         self._snapshot = snapshot
         self._closing = threading.Lock()
         self._asked = 0
+        self._moved = 0
         self._turn = 0
         began = time.monotonic()
         self._changed: dict[tuple[str | None, int, int] | None, list[Span]] = {}
@@ -106,6 +114,7 @@ class Image:
             return None
 
     def read(self, offset: int, length: int) -> bytes:
+        self._moved += length
         with translated(f"read {self._what}"):
             return bytes(self._image.read(offset, length))
 
@@ -115,6 +124,7 @@ class Image:
             done(from_errno(code, f"read {self._what}") if code < 0 or data is None else data)
 
         self._asked += length
+        self._moved += length
         if not self._spread and self._asked > _MUCH:
             self._spread = True
             threading.Thread(target=self._open_lanes, name="lanes", daemon=True).start()
@@ -138,6 +148,7 @@ class Image:
             lane.close()
 
     def submit_write(self, offset: int, data: bytes, done: WriteDone) -> None:
+        self._moved += len(data)
         with translated(f"write {self._what}"):
             self._remember(self._image.aio_write(data, offset, self._written("write", done)))
 
@@ -219,6 +230,19 @@ class Image:
         with translated(f"break the lock of {owner} on {self._what}"):
             self._image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owner)
 
+    def set_journaling(self, on: bool) -> None:
+        with translated(f"features of {self._what}"):
+            features = self._image.features()
+        if bool(features & rbd.RBD_FEATURE_JOURNALING) == on:
+            return
+        if on and not features & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
+            raise errors.Unsupported(
+                f"{self._what} has no exclusive lock, which journaling needs",
+                "Enable it with 'rbd feature enable IMAGE exclusive-lock' where one host writes at a time.",
+            )
+        with translated(f"journaling of {self._what}"):
+            self._image.update_features(rbd.RBD_FEATURE_JOURNALING, on)
+
     def checksums(self, objects: list[int]) -> list[int | None]:
         with translated(f"checksum {self._what}"):
             prefix, pool_id = self._image.block_name_prefix(), self._image.data_pool_id()
@@ -236,3 +260,5 @@ class Image:
                 with translated(f"close {self._what}"):
                     for lane in self._lanes:
                         lane.close()
+                if self._moved > _MUCH:
+                    _trim()

@@ -11,6 +11,7 @@ import rbd
 from rbdtree import errors
 from rbdtree.ceph import claim
 from rbdtree.ceph.image import Image
+from rbdtree.ceph.journal import Journal
 from rbdtree.ceph.translate import translated
 from rbdtree.model.document import DIRECTORY
 from rbdtree.ports import ClaimInfo, ImageEntry, Layout
@@ -131,7 +132,7 @@ class Pool:
 
     def trashed(self) -> list[ImageEntry]:
         with translated(f"list the trash of {self.path}"):
-            return [ImageEntry(entry["id"], entry["name"]) for entry in self._rbd.trash_list(self.ioctx)]
+            return [ImageEntry(entry["id"], entry["name"], True) for entry in self._rbd.trash_list(self.ioctx)]
 
     # -- documents
 
@@ -239,14 +240,19 @@ class Pool:
         with suppress(errors.NotFound):
             claim.break_(self.ioctx, name, info)
 
+    def journal(self, image_id: str) -> Journal:
+        return Journal(self, image_id)
+
     def full(self, image_id: str = "") -> str | None:
-        pools = [self.name]
-        if image_id:
+        full = self.cluster.full()
+        if self.name in full or not image_id or not full:
+            return full.get(self.name)
+        # Only then are OSDs asked, which may not answer: another pool is full, perhaps where this image has its data.
+        try:
             with (
-                suppress(errors.NotFound),
                 translated(f"open image {self.path}/{image_id}"),
                 rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image,
             ):
-                data_pool = self.cluster.pool_name(image.data_pool_id())
-                pools += [data_pool] if data_pool != self.name else []
-        return next((reason for reason in map(self.cluster.full, pools) if reason), None)
+                return full.get(self.cluster.pool_name(image.data_pool_id()))
+        except errors.NotFound:
+            return None

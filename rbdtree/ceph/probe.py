@@ -71,7 +71,7 @@ def _place(cluster: Cluster, pool: str, namespace: str) -> Place:
         return Place(name, False, False, problem=str(error))
     full = ""
     with suppress(errors.Denied):
-        full = cluster.full(pool) or ""
+        full = cluster.full().get(pool, "")
     trial = f"rbdtree.probe.{uuid.uuid4().hex}"
     try:
         with translated(f"write to {cluster.site}:{name}"), rados.WriteOpCtx() as op:

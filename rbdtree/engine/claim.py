@@ -49,7 +49,8 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _owner(purpose: str, client: str) -> str:
+def identity(purpose: str, client: str) -> str:
+    """This process, so that others can tell whether it lives; ``client``: its RADOS address."""
     pid = os.getpid()
     return json.dumps(
         {
@@ -63,10 +64,10 @@ def _owner(purpose: str, client: str) -> str:
     )
 
 
-def _is_dead(info: ClaimInfo) -> bool:
-    """Whether the holder was a process of this very machine and is gone."""
+def is_dead(identity: str) -> bool:
+    """Whether that was a process of this very machine and is gone."""
     try:
-        owner = json.loads(info.owner)
+        owner = json.loads(identity)
         here = bool(owner["machine"]) and owner["machine"] == _machine()
         return here and _started(int(owner["pid"])) != owner["started"]
     except (ValueError, KeyError, TypeError):
@@ -96,7 +97,7 @@ class Claim:
     def __init__(self, node: Node, purpose: str, wait: bool = False) -> None:
         self.node = node
         self.cookie = uuid.uuid4().hex
-        self._owner = _owner(purpose, node.pool.cluster.address())
+        self._owner = identity(purpose, node.pool.cluster.address())
         self._wait = wait
         self._done = threading.Event()
         self._lost = False
@@ -125,8 +126,9 @@ class Claim:
             raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
 
     def free(self, image: Image) -> None:
-        """Takes RBD's lock from the holder before us if that did not give it back: it is frozen, or hangs."""
-        if self._predecessor and image.lock_owner() == self._predecessor:
+        """Fences the holder before us if it still has the image open: it is frozen, or hangs, and RBD would wait 30 s
+        for its lock and for its answers to notifications."""
+        if self._predecessor and self._predecessor in (image.lock_owner(), *image.watchers()):
             self.node.pool.cluster.fence(self._predecessor)
 
     def _take(self, *, renew: bool = False) -> None:
@@ -147,7 +149,7 @@ class Claim:
                 info = self.node.pool.claimed(self.node.object)
             if info is None:
                 continue
-            if _is_dead(info):
+            if is_dead(info.owner):
                 self._bury(info)
                 continue
             self._predecessor = _client(info)

@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from rbdtree import errors
+from rbdtree.engine import branch as branches
 from rbdtree.engine import ends, marks
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node, cluster_of
-from rbdtree.model.document import Intent, NodeDocument
-from rbdtree.model.position import Position, parse_snapshot_name, snapshot_name
+from rbdtree.model.document import Hold, Intent, NodeDocument
+from rbdtree.model.position import Position, parse_snapshot_name, push_snapshot_name, snapshot_name
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import ImageGone
 from rbdtree.plan.edge import CloneState, Pending
@@ -33,12 +34,14 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
         return True
     image = pool.open(made)
     try:
-        ours = image.ancestor() is not None and not image.own_data() and not image.snapshots()
+        sealed = {push_snapshot_name(document.tree_id, 0)}
+        strange = {s.name for s in image.snapshots()} - sealed
+        ours = image.ancestor() is not None and not image.own_data() and not strange
     finally:
         image.close()
     if ours:
         pool.trash(made, name, 0)
-        pool.purge(made)
+        branches.finish_trash(pool, made, document.tree_id, purge=True)
         pool.remove_entry(marks.image_entry(made))
     return ours
 
@@ -56,9 +59,11 @@ class CloneEdge:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.child = child
+        self._sites = sites
         self._claim = claim
         self._reporter = reporter
         self._expiry_seconds = expiry_seconds
+        self.stays = ""
         self._now = now
         self.document = child.read()
         self.name = self.document.full_name
@@ -84,6 +89,8 @@ class CloneEdge:
             recorded=document.newest_position,
             pending=Pending(document.intent.since, document.intent.target) if document.intent else None,
             held=ends.held_by(above, document.edge),
+            needed=ends.needed_by(document),
+            gone=ends.find_forgotten(self._sites, document, above),
         )
         made = document.intent.image_id if document.intent else ""
         current = self.child.pool.image_id(document.ref.image)
@@ -95,7 +102,13 @@ class CloneEdge:
         image = self.child.pool.open(current or document.image_id)
         try:
             over, foreign = self._stands_on(image, above)
-            return replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
+            state = replace(state, over=over, foreign=foreign, used_by=tuple(image.watchers()))
+            if document.branch and not foreign and image.image_id == document.branch.image_id:
+                newest = max(upstream, default=None)
+                stays = self._branch_stays(newest, state.used_by)
+                self.stays = stays if newest and over and newest > over else ""
+                state = replace(state, stays=stays, used_by=())
+            return state
         finally:
             image.close()
 
@@ -117,6 +130,9 @@ class CloneEdge:
                 None,
                 f"is a clone of {ancestor.pool}/{ancestor.image_id}@{ancestor.snapshot}, not of the replica",
             )
+        branch = self.document.branch
+        if branch and (branch.image_id or any(s.name == branch.since for s in image.snapshots())):
+            return named[1], ""
         if image.own_data():
             return named[1], "holds data of its own: somebody wrote to it"
         if image.snapshots():
@@ -124,6 +140,17 @@ class CloneEdge:
         if image.size() != ancestor.overlap_bytes:
             return named[1], "was resized"
         return named[1], ""
+
+    def _branch_stays(self, newest: Position | None, used_by: tuple[str, ...]) -> str:
+        """Why the branch, which is the node's image, cannot be swapped for a newer clone; empty when it can."""
+        base = self.document.branch and self.document.branch.base
+        try:
+            report = branches.look(self.child, self.document)
+        except errors.Unsupported as error:
+            return f"stays over {base}: {error}"
+        if not report.clean or branches.awaited(self.document, newest):
+            return f"stays over {report.base}: it holds writes that are not published, or not here yet"
+        return f"stays over {report.base}: it is in use by {', '.join(used_by)}" if used_by else ""
 
     def apply(self, step: steps.Step) -> None:
         """Carries out one step."""
@@ -193,6 +220,8 @@ class CloneEdge:
         if made is None:
             made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
         marks.mark_image(pool, made, self.document)
+        if self.document.branch:
+            branches.seal_base(pool, made, push_snapshot_name(self.document.tree_id, 0), self.document.branch.uplink)
         self._update(lambda d: replace(d, intent=d.intent and replace(d.intent, image_id=made)))
 
     def _swap(self) -> None:
@@ -200,15 +229,16 @@ class CloneEdge:
         intent = self.document.intent
         if intent is None or not intent.image_id:
             raise errors.Bug(f"{self.name}: a swap without a clone")
-        current = pool.image_id(name)
-        if current == intent.image_id:
-            return
-        if current is not None:
-            self._discard(current, name)
-        pool.rename(self._beside, name)
+        current, old = pool.image_id(name), self.document.image_id
+        if current != intent.image_id:
+            if current is not None:
+                self._discard(current, name)
+            pool.rename(self._beside, name)
+        if old and old != intent.image_id:
+            self._purge(old)
 
     def _discard(self, image_id: str, name: str) -> None:
-        """The old clone goes to the trash; ``_purge`` takes it out when nobody has it open and it never held a byte."""
+        """The old clone goes to the trash; ``_purge`` takes it out when it is closed and has nothing of its own."""
         pool = self.child.pool
         if image_id != self.document.image_id:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
@@ -216,30 +246,50 @@ class CloneEdge:
         pool.trash(image_id, name, self._expiry_seconds)
 
     def _purge(self, image_id: str) -> None:
+        """Out of the trash at once when nobody has it open and it holds nothing that is not published."""
         pool = self.child.pool
         if all(entry.image_id != image_id for entry in pool.trashed()):
             return
-        image = pool.open(image_id)
-        clean = not image.own_data() and not image.snapshots() and not image.watchers()
-        image.close()
+        clean = branches.unwritten(pool, image_id)
+        branches.finish_trash(pool, image_id, self.document.tree_id, purge=False)
         if clean:
             with suppress(errors.Error):
                 pool.purge(image_id)
 
     def _settle(self, position: Position) -> None:
-        generation = self.upstream.read().generation(position)
+        above = self.upstream.read()
+        generation = above.generation(position)
         if generation is None:
             raise errors.Changed(f"generation {position} left {self.upstream.name}")
         intent, old = self.document.intent, self.document.image_id
         made = intent.image_id if intent else old
+        leases = above.leases
+        owner = f"branch:{self.document.ref.node_id}"
+        hold = Hold(owner, position, f"branch of {self.name}", True)
+        branch = self.document.branch
+        moved = branch and replace(
+            branch, image_id=made, base=position, since=push_snapshot_name(self.document.tree_id, 0)
+        )
+        if moved:
+            self.upstream.update(lambda d: d.without_holds(owner).with_hold(hold))
+
+        def change(d: NodeDocument) -> NodeDocument:
+            held = d.without_holds(owner).with_hold(hold) if moved else d
+            return replace(
+                held,
+                generations=(generation,),
+                image_id=made,
+                intent=None,
+                distrust="",
+                epoch=position.epoch,
+                branch=moved,
+                leases=leases,
+            )
+
         if old and old != made:
             self._purge(old)
             self.child.pool.remove_entry(marks.image_entry(old))
-        self._update(
-            lambda d: replace(
-                d, generations=(generation,), image_id=made, intent=None, distrust="", epoch=position.epoch
-            )
-        )
+        self._update(change)
 
     def _abandon(self) -> None:
         drop_beside(self.child.pool, self.document)

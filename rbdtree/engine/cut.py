@@ -1,97 +1,149 @@
-"""The next generation at the root: intend, snapshot, settle.
+"""The next generation at the root: intend, (apply a push,) snapshot, settle.
 
 A cut that died after its snapshot is finished by the next one, which then makes its own; one that died before left
-nothing but a number to use again.
+nothing but a number to use again. A push that was being applied is applied to the end first.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends
+from rbdtree.engine import delta, ends, landing
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Intent, Kind, NodeDocument
+from rbdtree.model.document import Intent, Kind, NodeDocument, Push, PushState
+from rbdtree.model.extent import Extents
 from rbdtree.model.position import Generation, Position, snapshot_name
-from rbdtree.ports import Image, Snapshot
+from rbdtree.ports import Image, Reporter, Silent, Snapshot
 
 _EXACT_OBJECTS = 4096
 
 
-def cut(node: Node) -> Generation:
-    """Waits for another cut that is under way."""
-    with Claim(node, "cut", wait=True) as claim:
+class Root:
+    """The root under its claim, its image open, whatever was interrupted there finished."""
+
+    def __init__(self, node: Node, claim: Claim, image: Image, reporter: Reporter) -> None:
+        self.node = node
+        self.claim = claim
+        self.image = image
+        self.reporter = reporter
+        self.document = node.read()
+
+    def cut(self, push: Push | None = None, known: Extents | None = None) -> Generation:
+        """A generation of what the image holds now, with ``push`` applied to it first."""
+        document = self.document
+        position = Position(document.epoch, document.last_sequence + 1)
+        intent = Intent(
+            target=position,
+            since=document.newest_position,
+            size_bytes=self.image.size(),
+            started=time.time(),
+            worker=worker_name(),
+            client="",
+            push=push.push_id if push else "",
+        )
+        self.document = self.node.update(
+            lambda d: replace(d.with_push(push) if push else d, intent=intent), self.claim.cookie
+        )
+        return self._complete(intent, known)
+
+    def _complete(self, intent: Intent, known: Extents | None = None, *, resumed: bool = False) -> Generation:
+        name = snapshot_name(self.document.tree_id, intent.target)
+        snapshot = next((s for s in self.image.snapshots() if s.name == name), None)
+        push = self.document.push(intent.push) if intent.push else None
+        if snapshot is None:
+            if push:
+                wanted = known if known is not None else landing.read_extents(self.node, push)
+                if resumed:
+                    # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
+                    wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
+                landing.apply(self.node, push, self.image, self.reporter, self.claim.check, wanted)
+            self.claim.check()
+            snapshot = self.image.create_snapshot(name)
+        exact = push is not None
+        if push and (resumed or push.shared or self.image.watchers()):
+            exact = landing.is_exact(self.node, self.document, intent, push)
+        return self._settle(intent, snapshot, push, exact)
+
+    def _settle(self, intent: Intent, snapshot: Snapshot, push: Push | None, exact: bool) -> Generation:
+        generation = Generation(
+            position=intent.target,
+            snapshot_id=snapshot.snapshot_id,
+            size_bytes=snapshot.size_bytes,
+            created=intent.started,
+            delta_bytes=measure(self.node, self.document, intent),
+            author=push.owner_name if push else "",
+            push=push.push_id if push else "",
+            exact=exact,
+        )
+
+        def change(d: NodeDocument) -> NodeDocument:
+            changed = replace(
+                d.with_generation(generation),
+                intent=None,
+                last_sequence=max(d.last_sequence, intent.target.sequence),
+            )
+            if push is None:
+                return changed
+            landed = {**dict(d.landed), push.owner: max(push.number, dict(d.landed).get(push.owner, 0))}
+            done = replace(push, state=PushState.PUBLISHED, position=intent.target)
+            return replace(changed.with_push(done), landed=tuple(sorted(landed.items())))
+
+        self.document = self.node.update(change, self.claim.cookie)
+        return generation
+
+    def finish(self) -> None:
+        """What a predecessor began."""
+        intent = self.document.intent
+        if intent is None:
+            return
+        name = snapshot_name(self.document.tree_id, intent.target)
+        if intent.push or any(s.name == name for s in self.image.snapshots()):
+            self._complete(intent, resumed=True)
+        else:
+            self.document = self.node.update(lambda d: replace(d, intent=None), self.claim.cookie)
+
+    def changed(self) -> bool:
+        """Whether the image differs from its newest generation."""
+        newest = self.document.newest
+        if newest is None or self.image.size() != newest.size_bytes:
+            return True
+        return bool(delta.coarse(self.image, snapshot_name(self.document.tree_id, newest.position), None))
+
+
+@contextmanager
+def opened(node: Node, purpose: str, reporter: Reporter | None = None) -> Iterator[Root]:
+    """Waits for whoever works at the root; refuses other nodes."""
+    with Claim(node, purpose, wait=True) as claim:
         document = ends.read_settled(node)
         if document.kind is not Kind.ROOT:
             raise errors.UsageError(f"{document.full_name} is not the root: generations are cut there")
         gone = ends.find_gone(node, document)
         if gone:
             raise gone.error()
-        # Nothing is written: librbd hands the snapshot to whoever holds the image's lock, and takes it from nobody.
+        # Without a push nothing is written: librbd hands the snapshot to whoever holds the image's lock.
         image = node.pool.open(document.image_id, read_only=False)
         try:
             claim.free(image)
-            document = _finish(node, document, image, claim)
-            position = _next(document)
-            intent = Intent(
-                position,
-                document.newest_position,
-                image.size(),
-                time.time(),
-                worker_name(),
-                "",
-            )
-            document = node.update(lambda d: replace(d, intent=intent), claim.cookie)
-            claim.check()
-            snapshot = image.create_snapshot(snapshot_name(document.tree_id, position))
-            document = _settle(node, document, snapshot, claim)
+            root = Root(node, claim, image, reporter or Silent())
+            root.finish()
+            yield root
         finally:
             image.close()
-    found = document.generation(position)
-    if found is None:
-        raise errors.Bug(f"generation {position} was not recorded")
-    return found
 
 
-def _next(document: NodeDocument) -> Position:
-    """One past everything ever numbered here, also what retention removed."""
-    return Position(document.epoch, document.last_sequence + 1)
+def cut(node: Node) -> Generation:
+    """Waits for another cut that is under way."""
+    with opened(node, "cut") as root:
+        return root.cut()
 
 
-def _finish(node: Node, document: NodeDocument, image: Image, claim: Claim) -> NodeDocument:
-    if document.intent is None:
-        return document
-    name = snapshot_name(document.tree_id, document.intent.target)
-    snapshot = next((s for s in image.snapshots() if s.name == name), None)
-    if snapshot:
-        return _settle(node, document, snapshot, claim)
-    return node.update(lambda d: replace(d, intent=None), claim.cookie)
+def measure(node: Node, document: NodeDocument, intent: Intent) -> int | None:
+    """Bytes that changed since the generation before.
 
-
-def _settle(node: Node, document: NodeDocument, snapshot: Snapshot, claim: Claim) -> NodeDocument:
-    intent = document.intent
-    if intent is None:
-        raise errors.Bug("a cut without an intent")
-    generation = Generation(
-        position=intent.target,
-        snapshot_id=snapshot.snapshot_id,
-        size_bytes=snapshot.size_bytes,
-        created=intent.started,
-        delta_bytes=_measure(node, document, intent),
-    )
-    return node.update(
-        lambda d: replace(
-            d.with_generation(generation),
-            intent=None,
-            last_sequence=max(d.last_sequence, intent.target.sequence),
-        ),
-        claim.cookie,
-    )
-
-
-def _measure(node: Node, document: NodeDocument, intent: Intent) -> int | None:
-    """Bytes that changed since the generation before; whole objects when there are very many, None when it is not
-    cheap to know."""
+    Whole objects when there are very many, None when it is not cheap to know."""
     until = snapshot_name(document.tree_id, intent.target)
     since = snapshot_name(document.tree_id, intent.since) if intent.since else None
     try:

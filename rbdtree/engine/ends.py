@@ -11,7 +11,7 @@ from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.document import Child, Hold, Kind, NodeDocument
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
-from rbdtree.plan.conflict import ImageGone
+from rbdtree.plan.conflict import Forgotten, ImageGone
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Sites
 
@@ -30,6 +30,14 @@ def source_node(sites: Sites, document: NodeDocument) -> Node:
     parent = Node.at(sites, document.parent)
     replica = parent.read().replica
     return parent if replica.node_id == parent.node_id else Node.at(sites, replica)
+
+
+def find_forgotten(sites: Sites, child: NodeDocument, above: NodeDocument) -> Forgotten | None:
+    """Whether the parent lists this child; ``above`` is the document of the replica it is fed from."""
+    if child.parent is None:
+        return None
+    parent = above if child.parent.node_id == above.ref.node_id else Node.at(sites, child.parent).read()
+    return None if parent.child(child.edge) else Forgotten(child.full_name, parent.full_name)
 
 
 def read_settled(node: Node) -> NodeDocument:
@@ -117,6 +125,11 @@ def held_by(document: NodeDocument, edge: str) -> frozenset[Position]:
     return frozenset(hold.position for hold in document.holds if hold.owner == edge)
 
 
+def needed_by(document: NodeDocument) -> frozenset[Position]:
+    """Generations that branches at or below this node stand on: pushes are judged against them at the root."""
+    return frozenset(hold.position for hold in document.holds if hold.branch)
+
+
 def hold(child: NodeDocument, position: Position) -> Change:
     """Upstream: the child needs this generation. ``Changed`` when it is not there any more."""
 
@@ -125,9 +138,35 @@ def hold(child: NodeDocument, position: Position) -> Change:
             raise errors.Changed(f"generation {position} left {document.full_name} before it could be held")
         if position in held_by(document, child.edge):
             return document
-        return document.with_hold(Hold(child.edge, position, f"base of {child.full_name}"))
+        pins = position in needed_by(child)
+        reason = f"branch at or below {child.full_name}" if pins else f"base of {child.full_name}"
+        return document.with_hold(Hold(child.edge, position, reason, pins))
 
     return change
+
+
+def pin(child: NodeDocument) -> Change:
+    """Upstream: exactly the generations that branches at or below the child stand on are held for them."""
+
+    def change(document: NodeDocument) -> NodeDocument:
+        needed = needed_by(child)
+        for held in document.holds:
+            if held.owner == child.edge and held.branch and held.position not in needed:
+                document = document.without_holds(child.edge, held.position)
+                if held.position == child.position:
+                    document = document.with_hold(replace(held, branch=False, reason=f"base of {child.full_name}"))
+        for position in sorted(needed):
+            if document.generation(position) and position not in pinned_by(document, child.edge):
+                reason = f"branch at or below {child.full_name}"
+                document = document.with_hold(Hold(child.edge, position, reason, True))
+        return document
+
+    return change
+
+
+def pinned_by(document: NodeDocument, edge: str) -> frozenset[Position]:
+    """Generations of this (upstream) node that the edge holds for branches."""
+    return frozenset(hold.position for hold in document.holds if hold.owner == edge and hold.branch)
 
 
 def release(child: NodeDocument, position: Position) -> Change:

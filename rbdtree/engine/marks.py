@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine.claim import describe
 from rbdtree.model.document import DIRECTORY, NodeDocument, decode, object_name
-from rbdtree.model.position import parse_snapshot_name
-from rbdtree.ports import Pool, Sites
+from rbdtree.model.position import tree_of_snapshot
+from rbdtree.ports import ImageEntry, Pool, Sites
 
 TREE_KEY = "rbdtree.tree"
 NODE_KEY = "rbdtree.node"
+JOURNAL_LIMIT = "conf_rbd_journal_max_concurrent_object_sets"
+"""Image metadata that every librbd client of the image obeys: a writer that finds a journal client this many object
+sets behind cuts it off, and trims."""
+
+
+def journal_client(node_id: str) -> str:
+    """Of the journal client that keeps what is not upstream yet."""
+    return f"rbdtree.{node_id}"
 
 
 def node_entry(node_id: str) -> str:
@@ -134,7 +142,7 @@ def _in_pool(pool: Pool) -> Iterator[Mark]:
         if kind == "node":
             yield from _document(pool, path, name, tree, node)
     for entry in (*pool.images(), *pool.trashed()):
-        yield from _image(pool, path, entry.image_id, entry.name, owners, trees)
+        yield from _image(pool, path, entry, owners, trees)
 
 
 def _document(pool: Pool, path: str, node_id: str, tree: str, node: str) -> Iterator[Mark]:
@@ -156,24 +164,39 @@ def _document(pool: Pool, path: str, node_id: str, tree: str, node: str) -> Iter
 
 
 def _image(
-    pool: Pool, path: str, image_id: str, name: str, owners: dict[str, tuple[str, str]], trees: dict[str, str]
+    pool: Pool, path: str, entry: ImageEntry, owners: dict[str, tuple[str, str]], trees: dict[str, str]
 ) -> Iterator[Mark]:
     try:
-        image = pool.open(image_id)
+        image = pool.open(entry.image_id)
     except errors.Error:
         return
+    where, trash = f"{path}/{entry.name}", f" (trash {entry.image_id})" if entry.trashed else ""
     try:
         metadata = image.metadata()
         node_id = metadata.get(NODE_KEY, "")
         tree, node = owners.get(node_id, ("", ""))
         told = metadata.get(TREE_KEY, "").partition(" ")[2]
-        for key in (TREE_KEY, NODE_KEY):
+        for key in (TREE_KEY, NODE_KEY, *((JOURNAL_LIMIT,) if node_id else ())):
             if key in metadata:
-                yield Mark(pool.site, "metadata", f"{path}/{name}", tree or told, node, f"{key}={metadata[key]}")
+                yield Mark(pool.site, "metadata", f"{where}{trash}", tree or told, node, f"{key}={metadata[key]}")
         for snapshot in image.snapshots():
-            parsed = parse_snapshot_name(snapshot.name)
-            if parsed:
-                whose = trees.get(parsed[0], tree or told)
-                yield Mark(pool.site, "snapshot", f"{path}/{name}@{snapshot.name}", whose, node)
+            whose_tree = tree_of_snapshot(snapshot.name)
+            if whose_tree:
+                whose = trees.get(whose_tree, tree or told)
+                yield Mark(pool.site, "snapshot", f"{where}@{snapshot.name}{trash}", whose, node)
+        if node_id:
+            for client in _journal_clients(pool, entry.image_id):
+                yield Mark(pool.site, "journal client", f"{where}{trash}", tree or told, node, client)
     finally:
         image.close()
+
+
+def _journal_clients(pool: Pool, image_id: str) -> list[str]:
+    try:
+        journal = pool.journal(image_id)
+    except errors.NotFound:
+        return []
+    try:
+        return [client.client_id for client in journal.clients() if client.client_id.startswith(journal_client(""))]
+    finally:
+        journal.close()

@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
-from rbdtree.engine import clone, delta, ends, marks
+from rbdtree.engine import branch as branches
+from rbdtree.engine import clone, delta, ends, marks, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
@@ -355,6 +356,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
             f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
         )
     if dry_run:
+        _check_published(node, document, keep=keep)
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
         return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
     with Claim(node, "detach" if keep else "remove") as claim:
@@ -368,20 +370,59 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         document = node.update(
             lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
         )
+        document = _without_branch(sites, node, document, claim, expiry_seconds)
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
-            forget_upstream(sites, document.parent, document.replica, document.edge)
+            forget_upstream(sites, document.parent, document.replica, document.edge, node.node_id)
         _unregister(node)
     _sweep_everywhere(sites, document)
     return said
 
 
-def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str) -> None:
+def _without_branch(
+    sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float
+) -> NodeDocument:
+    """Refuses while there are writes that nobody else has; else the branch and whatever was staged here goes.
+
+    A clone that stays as an ordinary image keeps its writes."""
+    clone = document.kind is Kind.CLONE
+    if document.branch and document.branch.image_id and not (clone and ends.find_gone(node, document)):
+        try:
+            _check_published(node, document, keep=document.phase == DETACHING)
+        except errors.NotEmpty:
+            node.update(lambda d: replace(d, phase=""), claim.cookie)
+            raise
+        if clone:
+            branches.remove_snapshots(node.pool, document.image_id, document.tree_id)
+        else:
+            given_up = node.update(branches.give_up, claim.cookie)
+            document = branches.clear(sites, node, given_up, claim, expiry_seconds)
+    for push in document.pushes:
+        if push.staging and push.image_id:
+            tidy.drop_image(node, push.image_id, push.staging)
+    return document
+
+
+def _check_published(node: Node, document: NodeDocument, *, keep: bool) -> None:
+    """``NotEmpty`` when the branch holds writes that would be lost."""
+    branch, clone = document.branch, document.kind is Kind.CLONE
+    if branch is None or not branch.image_id or (clone and (keep or ends.find_gone(node, document))):
+        return
+    report = branches.look(node, document)
+    if not report.clean:
+        raise errors.NotEmpty(
+            f"{document.full_name} has writes on its branch {report.image} that were not published",
+            f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
+        )
+
+
+def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, node_id: str = "") -> None:
     """Every mark of an edge off its parent and off the replica above."""
 
     def change(document: NodeDocument) -> NodeDocument:
         children = tuple(c for c in document.children if c.edge != edge)
-        return replace(document.without_holds(edge), children=children)
+        left = document.without_holds(edge)
+        return replace(left.without_holds(f"branch:{node_id}") if node_id else left, children=children)
 
     with suppress(errors.NotFound):
         above = Node.at(sites, parent)
@@ -408,16 +449,16 @@ def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_s
         return f"the image {spec} (id {image_id}) was gone; whatever has its name now was left alone"
     # A half-written head is of no use without the generation below it.
     torn = document.intent is not None and document.kind is Kind.MIRROR and not keep
-    if not torn:
-        _remove_snapshots(pool, document)
+    others = [] if torn else _remove_snapshots(pool, document)
     marks.unmark_image(pool, image_id)
     if keep:
         return f"{spec} is an ordinary image now"
     pool.trash(image_id, document.ref.image, expiry_seconds)
-    return (
+    said = (
         f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
         f"{trash_spec(pool, image_id)}' brings it back)"
     )
+    return f"{said}; RBD keeps it there for as long as it has the snapshots {', '.join(others)}" if others else said
 
 
 def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
@@ -431,14 +472,19 @@ def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
     return replace(document, image_id=made)
 
 
-def _remove_snapshots(pool: Pool, document: NodeDocument) -> None:
+def _remove_snapshots(pool: Pool, document: NodeDocument) -> list[str]:
+    """The generations' snapshots off the node's image; returns the names of those that are somebody else's."""
     if document.kind is Kind.CLONE:
-        return
+        return []
+    others = []
     image = pool.open(document.image_id, read_only=False)
     try:
         for snapshot in image.snapshots():
             named = parse_snapshot_name(snapshot.name)
             if named and named[0] == document.tree_id[:8]:
                 image.remove_snapshot(snapshot.name)
+            else:
+                others.append(snapshot.name)
+        return others
     finally:
         image.close()

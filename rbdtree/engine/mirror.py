@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, sample
+from rbdtree.engine import delta, ends, extents, sample
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.copy import Target
 from rbdtree.engine.node import Node, cluster_of
-from rbdtree.model.document import Intent, NodeDocument
+from rbdtree.model.document import Intent, NodeDocument, PushState
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan import step as steps
+from rbdtree.plan.conflict import Forgotten
 from rbdtree.plan.edge import MirrorState, Pending
 from rbdtree.ports import Image, Reporter, Sites
 
@@ -32,6 +34,7 @@ class CopyRequest:
     target: Target
     start: int = 0
     compare: bool = False
+    local: bool = False
 
 
 class MirrorEdge:
@@ -46,6 +49,7 @@ class MirrorEdge:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.child = child
+        self._sites = sites
         self._claim = claim
         self._reporter = reporter
         self._now = now
@@ -56,16 +60,22 @@ class MirrorEdge:
         self._head: Image | None = None
         self._source: tuple[Position | None, Image] | None = None
         self._above: NodeDocument | None = None
+        self._local: list[Image] = []
         self._begun_by_another = False
 
     def close(self) -> None:
-        """Closes the images, and says in the document that this worker left in good order."""
-        for image in (self._head, self._source and self._source[1]):
+        """Closes the images, and says in the document that this worker left in good order.
+
+        Not when the head could not be closed: whoever comes next has to take RBD's lock away from this client."""
+        orderly = True
+        for image in (self._head, self._source and self._source[1], *self._local):
             if image is not None:
-                with suppress(errors.Error):
+                try:
                     image.close()
-        self._head, self._source = None, None
-        if self._claim:
+                except errors.Error:
+                    orderly = orderly and image is not self._head
+        self._head, self._source, self._local = None, None, []
+        if self._claim and orderly:
             with suppress(errors.Error):
                 self.child.update(self._goodbye, self._claim.cookie)
 
@@ -90,7 +100,7 @@ class MirrorEdge:
             intent = self.document.intent
             self._begun_by_another = intent is not None
             changed = Extents() if intent else ends.head_changes(self.child, head, self.document, newest)
-            self._above, upstream = above.result()
+            self._above, upstream, forgotten = above.result()
         downstream = {g.position for g in mine}
         if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
             downstream.add(intent.target)
@@ -106,15 +116,17 @@ class MirrorEdge:
             head_bytes=head.size(),
             expected_bytes=newest.size_bytes if newest else 0,
             history=self.document.history,
+            needed=ends.needed_by(self.document),
+            gone=forgotten,
         )
 
-    def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...]]:
+    def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...], Forgotten | None]:
         document = self.upstream.read()
         try:
             image = self._open_source(document, document.newest_position)
         except errors.NotFound:
             image = self._open_source(document, None)
-        return document, ends.present(document, image)
+        return document, ends.present(document, image), ends.find_forgotten(self._sites, self.document, document)
 
     def _snapshot(self, position: Position) -> str:
         return snapshot_name(self.document.tree_id, position)
@@ -172,7 +184,7 @@ class MirrorEdge:
             case steps.Abandon():
                 self._update(lambda d: replace(d, intent=None))
             case steps.Forget(position):
-                self._update(lambda d: replace(d, generations=_without(d.generations, position)))
+                self._update(partial(_forget, position))
             case steps.Release(position):
                 self._above = self.upstream.update(ends.release(self.document, position))
             case _:
@@ -227,6 +239,9 @@ class MirrorEdge:
             self._check_resumed(head, source, first, last)
         if head.size() != size:
             head.resize(size)
+        mine = None if compare else self._own_push(since, target, head)
+        if mine:
+            return mine
         # What exists in the head exists in its last generation, or was written by this very delta.
         existing = delta.coarse(head, None, None)
 
@@ -249,6 +264,29 @@ class MirrorEdge:
             target=into,
             start=intent.done_bytes,
             compare=compare,
+        )
+
+    def _own_push(self, since: Position | None, target: Position, head: Image) -> CopyRequest | None:
+        """A generation that is a push which went up from or through here: its bytes need not come down again."""
+        generation = self._upstream_document().generation(target)
+        push = self.document.push(generation.push) if generation and generation.exact else None
+        follows = since is not None and (since.epoch, since.sequence + 1) == (target.epoch, target.sequence)
+        if push is None or not push.image_id or not follows or push.state is PushState.CONFLICT:
+            return None
+        pool = self.child.pool
+        try:
+            newer = pool.open(push.image_id, push.snapshot)
+        except errors.NotFound:
+            return None
+        self._local.append(newer)
+        if newer.size() > head.size():
+            return None
+        return CopyRequest(
+            key=(self.child.node_id, f"push {push.push_id}"),
+            source=newer,
+            planned=lambda _: extents.of_push(pool, push, newer),
+            target=Target(self.name, head, Extents.of([(0, head.size())])),
+            local=True,
         )
 
     def _check_resumed(self, head: Image, source: Image, since: str | None, until: str) -> None:
@@ -341,9 +379,21 @@ class MirrorEdge:
             snapshot.size_bytes,
             above.created if above else self._intent().started,
             above.delta_bytes if above else None,
+            above.author if above else "",
+            above.push if above else "",
+            above.exact if above else False,
         )
-        self._update(lambda d: replace(d.with_generation(generation), intent=None, distrust="", epoch=position.epoch))
+        leases = self._upstream_document().leases
+        self._update(
+            lambda d: replace(
+                d.with_generation(generation), intent=None, distrust="", epoch=position.epoch, leases=leases
+            )
+        )
 
 
-def _without(generations: tuple[Generation, ...], position: Position) -> tuple[Generation, ...]:
-    return tuple(g for g in generations if g.position != position)
+def _forget(position: Position, document: NodeDocument) -> NodeDocument:
+    """Without a generation whose snapshot is gone, and without its holds: nothing is left to keep for a child. What a
+    branch stands on is still wanted above."""
+    generations = tuple(g for g in document.generations if g.position != position)
+    holds = tuple(h for h in document.holds if h.position != position or h.branch)
+    return replace(document, generations=generations, holds=holds)

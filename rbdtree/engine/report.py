@@ -4,12 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rbdtree import errors
+from rbdtree.engine import branch as branches
 from rbdtree.engine.claim import describe
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.forest import Member, Tree
 from rbdtree.engine.mirror import MirrorEdge
+from rbdtree.engine.push import conflict as refusal
 from rbdtree.engine.sync import plan_of
-from rbdtree.model.document import Kind, NodeDocument, State, Summary
+from rbdtree.model.document import Kind, NodeDocument, Push, PushState, State, Summary
 from rbdtree.model.position import Position
 from rbdtree.plan.conflict import Conflict, InUse
 from rbdtree.plan.edge import MirrorState
@@ -38,6 +40,10 @@ class NodeReport:
     generations: int = 0
     intent: Position | None = None
     intent_done_bytes: int | None = None
+    branch: str = ""
+    branch_base: Position | None = None
+    uplink: str = ""
+    pushes: tuple[Push, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class LogEntry:
     created: float
     size_bytes: int
     delta_bytes: int | None
+    author: str
     nodes: tuple[str, ...]
 
 
@@ -116,6 +123,10 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
                 problem = f"the snapshot of {names} was removed by hand; the next sync puts that right"
         except errors.Error as error:
             problem = str(error)
+    refused = next((p for p in branches.own_pushes(document) if p.state is PushState.CONFLICT), None)
+    if refused and not problem:
+        met = refusal(document, refused)
+        problem = f"{met}. {met.hint}"
     if document.phase:
         problem = problem or f"{document.phase}: run the command again to finish"
     generations, seconds, size = _lag(tree, document.newest_position)
@@ -137,6 +148,10 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         generations=len(document.generations),
         intent=document.intent.target if document.intent else None,
         intent_done_bytes=document.intent.done_bytes if document.intent else None,
+        branch=branches.spec(document, document.branch) if document.branch else "",
+        branch_base=document.branch.base if document.branch else None,
+        uplink=document.branch.uplink if document.branch else "",
+        pushes=branches.own_pushes(document),
     )
 
 
@@ -200,6 +215,6 @@ def log(tree: Tree, node: str = "") -> list[LogEntry]:
         for g in member.document.generations if member.document else ():
             if g.position not in best:
                 best[g.position] = LogEntry(
-                    g.position, g.created, g.size_bytes, g.delta_bytes, tuple(holders[g.position])
+                    g.position, g.created, g.size_bytes, g.delta_bytes, g.author, tuple(holders[g.position])
                 )
     return [best[position] for position in sorted(best, reverse=True)]

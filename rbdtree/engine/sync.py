@@ -10,8 +10,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rbdtree import errors
+from rbdtree.engine import branch as branches
 from rbdtree.engine import copy as copying
-from rbdtree.engine import ends
+from rbdtree.engine import ends, push, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.desk import Desk
@@ -34,6 +35,7 @@ class Outcome:
     node: str
     changed: bool = False
     written_bytes: int = 0
+    local_bytes: int = 0
     seconds: float = 0.0
     error: errors.Error | None = None
     steps: list[str] = field(default_factory=list)
@@ -70,11 +72,15 @@ class Sync:
     def run(self, tree: Tree) -> list[Outcome]:
         """Returns one outcome a node, in the order in which they ended. Raises nothing of a single edge's."""
         for top in tree.tops():
-            if top.kind is Kind.ROOT:
-                self._below(tree, top)
-            else:
+            if top.kind is not Kind.ROOT and (self._only is None or top.ref.name in self._only):
                 # Its parent was not found: the edge says why, and what is below it goes on.
                 self._together(tree, [top])
+                continue
+            root = top.kind is Kind.ROOT
+            if root and top.node and top.document and top.document.branch and not self._dry_run:
+                with Claim(top.node, "sync", wait=True) as claim:
+                    self._after(top.node, claim)
+            self._below(tree, top)
         return list(self.outcomes.values())
 
     def _below(self, tree: Tree, parent: Member) -> None:
@@ -120,7 +126,7 @@ class Sync:
         self._reporter.finished(outcome.node, str(outcome.error) if outcome.error else "")
         if not self.stop.is_set():
             self._below(tree, child)
-            if child.document and not self._dry_run:
+            if child.document and not self._dry_run and not isinstance(outcome.error, errors.Unreachable):
                 self._summarise(child.document, quiet=outcome.error is not None)
 
     def _explain(self, child: Member, error: errors.Error) -> errors.Error:
@@ -149,20 +155,46 @@ class Sync:
 
     def _mirror(self, node: Node, desk: Desk, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
+            self._before(node, claim)
             edge = MirrorEdge(self._sites, node, claim, self._reporter)
             try:
                 self._rounds(edge, outcome, desk, claim)
             finally:
                 edge.close()
+            if claim:
+                self._after(node, claim)
 
     def _clone(self, node: Node, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
-            self._rounds(
-                CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds),
-                outcome,
-                None,
-                claim,
-            )
+            self._before(node, claim)
+            edge = CloneEdge(self._sites, node, claim, self._reporter, self._expiry_seconds)
+            self._rounds(edge, outcome, None, claim)
+            if claim and edge.stays:
+                self._reporter.note(outcome.node, f"its branch {edge.stays}")
+            if claim:
+                self._after(node, claim)
+
+    def _before(self, node: Node, claim: Claim | None) -> None:
+        """A discard or a branch that was not finished: the image in the way is none of the node's any more."""
+        document = node.read()
+        if claim and document.discarding:
+            document = branches.clear(self._sites, node, document, claim, self._expiry_seconds)
+        if claim and document.kind is Kind.CLONE and document.intent is None:
+            # Only over the generation that it stands on can a clone node become a branch.
+            branches.remake(self._sites, node, document, claim)
+
+    def _after(self, node: Node, claim: Claim) -> None:
+        """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""
+        document = node.read()
+        if not document.pushes and document.branch is None and not document.discarding:
+            return
+        branches.clear(self._sites, node, document, claim, self._expiry_seconds)
+        push.hear(self._sites, node)
+        said = branches.move_on(self._sites, node, claim)
+        if said:
+            self._reporter.note(document.full_name, said)
+        tidy.tidy(node, claim)
+        branches.pin(self._sites, node)
 
     def _claimed(self, node: Node) -> "Claim | nullcontext[None]":
         return nullcontext() if self._dry_run else Claim(node, "sync")
@@ -194,6 +226,8 @@ class Sync:
                 request = edge.apply(step)
                 if isinstance(request, CopyRequest) and desk and isinstance(edge, MirrorEdge):
                     desk.copy(request, claim.check, edge.record)
+                    if request.local:
+                        outcome.local_bytes += request.target.written_bytes
                     outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
                 outcome.changed = True
         except errors.Changed as error:

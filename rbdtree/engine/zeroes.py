@@ -34,11 +34,11 @@ def runs(data: bytes, start: int, end: int) -> Iterator[Run]:
         yield run_start, end, zero
 
 
-def differing(mine: bytes, theirs: bytes) -> Iterator[tuple[int, int]]:
-    """(start, end) of the GRAIN blocks in which two buffers of equal length differ, joined."""
+def differing(mine: bytes, theirs: bytes, grain: int = GRAIN) -> Iterator[tuple[int, int]]:
+    """(start, end) of the blocks of ``grain`` bytes in which two buffers of equal length differ, joined."""
     start = -1
-    for at in range(0, len(mine), GRAIN):
-        if mine[at : at + GRAIN] != theirs[at : at + GRAIN]:
+    for at in range(0, len(mine), grain):
+        if mine[at : at + grain] != theirs[at : at + grain]:
             start = at if start < 0 else start
         elif start >= 0:
             yield start, at

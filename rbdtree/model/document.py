@@ -10,9 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 from rbdtree import errors
+from rbdtree.model.extent import Pair
 from rbdtree.model.position import START, Generation, Position
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no branches, pushes and leases. A rbdtree that knows only 1 refuses 2: it would write back what it knows."""
 DIRECTORY = "rbdtree_directory"
 """Object in every pool and namespace in use: omap ``node.<uuid>`` -> what it is, ``image.<image id>`` -> node uuid."""
 
@@ -82,11 +84,102 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a generation must not be removed yet. ``owner`` is an edge's UUID."""
+    """Why a generation must not be removed yet.
+
+    ``owner`` is an edge's UUID, or ``branch:`` and a node's; ``branch``: a branch at or below the owner stands on it.
+    """
 
     owner: str
     position: Position
     reason: str
+    branch: bool = False
+
+
+class PushState(StrEnum):
+    """How far a push is, as this node knows."""
+
+    TAKING = "taking"
+    STAGED = "staged"
+    SENT = "sent"
+    PUBLISHED = "published"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a push was refused: bytes of it that somebody else changed (``position``, ``author``) or has leased."""
+
+    reason: str
+    author: str
+    position: Position | None
+    total_bytes: int
+    extents: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A branch's changes on their way up. (owner, number) is its id at every hop.
+
+    Its bytes are what changed between two snapshots of ``image_id`` in this node's pool: the owner's branch, or further
+    up a clone they were copied into (``staging`` its name). ``extents``: which bytes, when they are few; otherwise the
+    two snapshots tell. ``force``: overwrite what others changed since ``base``; ``shared``: it was applied while others
+    had the root open. ``after``: number of the push that it was written on top of, 0 for the first of a branch; without
+    that one it is not published either.
+    """
+
+    owner: str
+    owner_name: str
+    number: int
+    base: Position
+    state: PushState
+    created: float
+    image_id: str = ""
+    staging: str = ""
+    extents: tuple[Pair, ...] = ()
+    since: str = ""
+    snapshot: str = ""
+    force: bool = False
+    shared: bool = False
+    after: int = 0
+    position: Position | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def push_id(self) -> str:
+        return f"{self.owner}:{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A node's writable clone over a generation. ``image_id`` is empty while it is being made.
+
+    ``since`` is the snapshot after which nothing has been pushed yet (a journal uplink renews it when it is idle).
+    Of a journal uplink: ``session`` is the run that is under way, ``taken`` the journal position (object, tag, entry;
+    newest first) up to which records are in pushes, ``skip_to`` a snapshot that a push took: records before its
+    creation are in that. ``doubt``: published in the journal's order, which may not be the image's; to be compared at
+    the next mark.
+    """
+
+    image: str
+    image_id: str
+    base: Position
+    uplink: str
+    since: str
+    session: str = ""
+    taken: tuple[tuple[int, int, int], ...] = ()
+    skip_to: str = ""
+    doubt: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to publish writes to ``extents`` until ``expires`` (seconds since 1970), in the root's document."""
+
+    holder: str
+    holder_name: str
+    extents: tuple[Pair, ...]
+    epoch: int
+    expires: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +188,8 @@ class Intent:
 
     ``since`` is the generation the head had, None when it was empty; every byte of the volume before ``done_bytes`` is
     already that of ``target``. ``client`` is the RADOS address of the worker, to fence it should it come back from the
-    dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap.
+    dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push
+    that is being applied at the root.
     """
 
     target: Position
@@ -106,6 +200,7 @@ class Intent:
     client: str
     done_bytes: int = 0
     image_id: str = ""
+    push: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +228,12 @@ class NodeDocument:
     children: tuple[Child, ...] = ()
     intent: Intent | None = None
     phase: str = ""
+    branch: Branch | None = None
+    push_number: int = 0
+    pushes: tuple[Push, ...] = ()
+    landed: tuple[tuple[str, int], ...] = ()
+    leases: tuple[Lease, ...] = ()
+    discarding: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -159,6 +260,22 @@ class NodeDocument:
 
     def child(self, edge: str) -> Child | None:
         return next((c for c in self.children if c.edge == edge), None)
+
+    def push(self, push_id: str) -> Push | None:
+        return next((p for p in self.pushes if p.push_id == push_id), None)
+
+    def with_push(self, push: Push) -> "NodeDocument":
+        known = [p.push_id for p in self.pushes]
+        if push.push_id not in known:
+            return replace(self, pushes=(*self.pushes, push))
+        return replace(self, pushes=tuple(push if p.push_id == push.push_id else p for p in self.pushes))
+
+    def without_push(self, push_id: str) -> "NodeDocument":
+        return replace(self, pushes=tuple(p for p in self.pushes if p.push_id != push_id))
+
+    def has_landed(self, owner: str, number: int) -> bool:
+        """Whether the root has published this push (pushes of an owner land in order)."""
+        return dict(self.landed).get(owner, 0) >= number
 
     def with_hold(self, hold: Hold) -> "NodeDocument":
         others = tuple(h for h in self.holds if (h.owner, h.position) != (hold.owner, hold.position))
@@ -190,12 +307,31 @@ def decode(text: str, where: str) -> NodeDocument:
                 f"{where} has document format {raw['format']}, this rbdtree knows {FORMAT}",
                 "Upgrade rbdtree on this host.",
             )
-        return _document(raw)
+        return _document(_migrated(raw) if raw["format"] < FORMAT else raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.Diverged(
             f"{where} does not hold a node document ({type(error).__name__}: {error})",
             "Restore the object, or list what is left with 'rbdtree marks'.",
         ) from error
+
+
+def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
+    """A document of format 1 as one of format 2."""
+    added: dict[str, Any] = {
+        "branch": None,
+        "push_number": 0,
+        "pushes": [],
+        "landed": [],
+        "leases": [],
+        "discarding": [],
+    }
+    return {
+        **added,
+        **raw,
+        "generations": [{"author": "", "push": "", "exact": False, **g} for g in raw["generations"]],
+        "holds": [{"branch": False, **h} for h in raw["holds"]],
+        "intent": {"push": "", **raw["intent"]} if raw["intent"] else None,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -227,12 +363,38 @@ def _generation(raw: dict[str, Any]) -> Generation:
 
 
 def _hold(raw: dict[str, Any]) -> Hold:
-    return Hold(raw["owner"], Position.parse(raw["position"]), raw["reason"])
+    return Hold(raw["owner"], Position.parse(raw["position"]), raw["reason"], raw["branch"])
 
 
 def _intent(raw: dict[str, Any]) -> Intent:
     return Intent(
         **{**raw, "target": Position.parse(raw["target"]), "since": _position(raw["since"])},
+    )
+
+
+def _pairs(raw: list[list[int]]) -> tuple[Pair, ...]:
+    return tuple((offset, length) for offset, length in raw)
+
+
+def _branch(raw: dict[str, Any]) -> Branch:
+    taken = tuple((number, tag, entry) for number, tag, entry in raw["taken"])
+    return Branch(**{**raw, "base": Position.parse(raw["base"]), "taken": taken, "doubt": _pairs(raw.get("doubt", []))})
+
+
+def _push(raw: dict[str, Any]) -> Push:
+    evidence = tuple(
+        Evidence(**{**e, "position": _position(e["position"]), "extents": _pairs(e["extents"])})
+        for e in raw["evidence"]
+    )
+    return Push(
+        **{
+            **raw,
+            "base": Position.parse(raw["base"]),
+            "state": PushState(raw["state"]),
+            "position": _position(raw["position"]),
+            "extents": _pairs(raw["extents"]),
+            "evidence": evidence,
+        }
     )
 
 
@@ -255,4 +417,10 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         children=tuple(_child(c) for c in raw["children"]),
         intent=_intent(raw["intent"]) if raw["intent"] else None,
         phase=raw["phase"],
+        branch=_branch(raw["branch"]) if raw["branch"] else None,
+        push_number=raw["push_number"],
+        pushes=tuple(_push(p) for p in raw["pushes"]),
+        landed=tuple((owner, number) for owner, number in raw["landed"]),
+        leases=tuple(Lease(**{**lease, "extents": _pairs(lease["extents"])}) for lease in raw["leases"]),
+        discarding=tuple((image_id, name) for image_id, name in raw["discarding"]),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rbdtree import errors
 
+_PUSH = re.compile(r"rbdtree\.([0-9a-f]{8})\.push\.(\d+)")
 _SNAPSHOT = re.compile(r"rbdtree\.([0-9a-f]{8})\.(\d+)\.(\d+)")
 
 
@@ -39,6 +40,8 @@ class Generation:
 
     ``snapshot_id`` is RBD's id at this node's replica; ``size_bytes`` the volume's size then; ``created`` when it was
     cut at the root (seconds since 1970); ``delta_bytes`` what changed since the generation before, None if unknown.
+    ``author`` is the node whose push it is (empty: the root's own writes), ``push`` the push's id; ``exact`` says that
+    nothing but this push lies between it and the generation before.
     """
 
     position: Position
@@ -46,11 +49,25 @@ class Generation:
     size_bytes: int
     created: float
     delta_bytes: int | None = None
+    author: str = ""
+    push: str = ""
+    exact: bool = False
 
 
 def snapshot_name(tree_id: str, position: Position) -> str:
     """``rbdtree.<tree id, 8 hex>.<epoch>.<sequence>``; snapshots of any other name are never touched."""
     return f"rbdtree.{tree_id[:8]}.{position.epoch}.{position.sequence}"
+
+
+def push_snapshot_name(tree_id: str, number: int) -> str:
+    """Of a branch or of a push staged upstream: what changed since number 0, or since the push before."""
+    return f"rbdtree.{tree_id[:8]}.push.{number}"
+
+
+def tree_of_snapshot(name: str) -> str | None:
+    """First 8 hex digits of the tree whose generation or push a snapshot is; None for anybody else's."""
+    match = _SNAPSHOT.fullmatch(name) or _PUSH.fullmatch(name)
+    return match[1] if match else None
 
 
 def parse_snapshot_name(name: str) -> tuple[str, Position] | None:

@@ -69,6 +69,20 @@ class NoCommonGeneration:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The parent does not know this child (any more): it was removed with --forget while its cluster was away."""
+
+    node: str
+    parent: str
+
+    def error(self) -> errors.Error:
+        return errors.Diverged(
+            f"{self.node} is no child of {self.parent} any more: it was forgotten there while it could not be reached",
+            f"Run 'rbdtree remove {self.node}', or 'rbdtree detach {self.node}' to keep its image.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ImageGone:
     """The image with the recorded id is not there; ``replaced_by`` has its name now."""
 
@@ -122,4 +136,4 @@ class CloneChanged:
         )
 
 
-Conflict = HeadChanged | HeadResized | NoCommonGeneration | ImageGone | InUse | CloneChanged
+Conflict = HeadChanged | HeadResized | NoCommonGeneration | Forgotten | ImageGone | InUse | CloneChanged

@@ -14,6 +14,7 @@ from rbdtree.model.position import START, Position
 from rbdtree.plan.conflict import (
     CloneChanged,
     Conflict,
+    Forgotten,
     HeadChanged,
     HeadResized,
     ImageGone,
@@ -55,7 +56,8 @@ class MirrorState:
 
     ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded
     downstream, but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the
-    newest downstream generation (or against emptiness), when no intent is pending.
+    newest downstream generation (or against emptiness), when no intent is pending. ``needed``: what branches at or
+    below the child stand on.
     """
 
     node: str
@@ -69,7 +71,8 @@ class MirrorState:
     head_bytes: int = 0
     expected_bytes: int = 0
     history: bool = False
-    gone: ImageGone | None = None
+    needed: frozenset[Position] = field(default_factory=frozenset)
+    gone: ImageGone | Forgotten | None = None
 
 
 def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conflict:
@@ -101,13 +104,13 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     for target in path:
         steps += _hold(held, base, target)
         steps += [Intend(base, target), Copy(base, target), Seal(target), Settle(target)]
-        stale = sorted(position for position in held if position < target)
+        stale = sorted(p for p in held - state.needed if p < target)
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
-    if base and base in state.upstream:
-        steps += _hold(held, base)
-    steps += [Release(position) for position in sorted(held - {base})]
+    wanted = ({base} if base else set()) | state.needed
+    steps += _hold(held, *sorted(p for p in wanted if p in state.upstream))
+    steps += [Release(position) for position in sorted(held - wanted)]
     return tuple(steps)
 
 
@@ -177,7 +180,8 @@ class CloneState:
     """An edge to a clone node, as seen.
 
     ``over`` is the generation the image stands on now, None when there is no image yet; ``foreign`` says in words why
-    the image is not a clean clone of ours; ``used_by`` are the clients that have it open.
+    the image is not a clean clone of ours; ``used_by`` are the clients that have it open. ``stays``: why a node whose
+    image is its branch does not move.
     """
 
     node: str
@@ -187,9 +191,11 @@ class CloneState:
     recorded: Position | None = None
     pending: Pending | None = None
     held: frozenset[Position] = field(default_factory=frozenset)
+    needed: frozenset[Position] = field(default_factory=frozenset)
     foreign: str = ""
+    stays: str = ""
     used_by: tuple[str, ...] = ()
-    gone: ImageGone | None = None
+    gone: ImageGone | Forgotten | None = None
 
 
 def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Conflict:
@@ -211,7 +217,7 @@ def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Confli
         target = pending.target
     if state.foreign:
         return CloneChanged(state.node, state.image, state.foreign)
-    if target is not None and (over is None or target > over):
+    if target is not None and (over is None or target > over) and not state.stays:
         if state.used_by:
             return InUse(state.node, state.image, over, state.used_by)
         if target not in held:
@@ -224,5 +230,5 @@ def plan_clone(state: CloneState, goal: Position | None = None) -> Plan | Confli
     elif over and over in state.upstream and over not in held:
         steps.append(Hold(over))
         held.add(over)
-    steps += [Release(position) for position in sorted(held - {over})]
+    steps += [Release(position) for position in sorted(held - {over} - state.needed)]
     return tuple(steps)

@@ -2,6 +2,7 @@
 name, and with --dry-run, which changes nothing."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -26,7 +27,13 @@ def schema(command: str) -> dict[str, str]:
     """Path -> type, of the section whose heading names the command."""
     for heading, text in re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", PAGE.read_text(), flags=re.M | re.S):
         if f"`{command}`" in heading or heading == command:
-            return dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+?) \|", text, flags=re.M))
+            found = dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+?) \|", text, flags=re.M))
+            # A list of objects without keys here: those of a push.
+            pushes = [path for path, kind in found.items() if path.endswith("[]") and kind == "object"]
+            for path in pushes:
+                del found[path]
+                found |= {f"{path}.{key}": kind for key, kind in schema("A push").items()}
+            return found
     raise AssertionError(f"docs/json.md has no section of {command}")
 
 
@@ -102,7 +109,7 @@ def test_caps() -> None:
 @pytest.mark.ceph
 def test_status(shared: Any) -> None:
     found = shared.get("status")
-    check_json("status", found, ("problems[]",))
+    check_json("status", found, ("problems[]", "trees[].nodes[].branch.", "trees[].nodes[].pushes[]"))
     trees = {tree["tree"]: tree for tree in found["trees"]}
     assert list(trees) == ["new", "vol"]
     vol = trees["vol"]
@@ -242,11 +249,16 @@ def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
         ("remove", "vol/g", (), "vol/g would leave; "),
         ("detach", "vol/g", (), "vol/g would leave; "),
         ("rollback", "vol/g", (), "has not diverged"),
+        ("branch", "vol/g", (), "vol/g would get a branch"),
+        ("discard", "vol/g", (), "vol/g has no branch"),
+        ("lease acquire", "vol/g", ("--portion", "0..1M"), "would acquire a lease for vol/g"),
+        ("lease renew", "vol/g", (), "would renew a lease for vol/g"),
+        ("lease release", "vol/g", (), "would release a lease for vol/g"),
     ):
-        plain = shared.run(command, name, *words, "--dry-run")
+        plain = shared.run(*command.split(), name, *words, "--dry-run")
         assert said in plain.out, plain
-        found = shared.get(command, name, *words, "--dry-run")
-        check_json(command, found, NO_ERROR)
+        found = shared.get(*command.split(), name, *words, "--dry-run")
+        check_json(command, found, (*NO_ERROR, "leases[]"))
         assert found["dry_run"] is True
     assert shared.dump() == before
 
@@ -281,6 +293,50 @@ def test_changes_in_json(room: Any) -> None:
     check_json("remove", room.get("rm", "vol/g"))
     check_json("detach", room.get("detach", "vol/root"))
     assert (room.rbd("a", "ls") + room.rbd("b", "ls")).split() == ["k", "vol"]
+
+
+@pytest.mark.ceph
+def test_writing_in_json(room: Any) -> None:
+    room.tree()
+    room.write("a", "vol", b"one" * 1000)
+    for name, site in (("m", "b"), ("n", "c")):
+        room.add(f"vol/{name}", "root", "mirror", site)
+    room.run("sync", "--cut", "vol")
+    for name, site in (("m", "b"), ("n", "c")):
+        made = room.get("branch", f"vol/{name}")
+        check_json("branch", made)
+        assert (made["image"], made["base"]) == (room.spec(site, f"vol-{name}-branch"), "1.1")
+        room.write(site, f"vol-{name}-branch", name.encode() * 600)
+    check_json("diff TREE/NODE", room.get("diff", "vol/m"), ("pushes[]",))
+    nothing = ("refused[]", "published[]", "error.")
+    planned = room.get("push", "vol/m", "--dry-run")
+    check_json("push", planned, nothing)
+    assert (planned["total_bytes"], planned["dry_run"]) == (600, True)
+    done = room.get("push", "vol/m")
+    check_json("push", done, ("refused[]", "error."))
+    assert done["published"] == ["1.2"]
+    # Refused: still one object, with the evidence and the error.
+    failed = room.get("push", "vol/n", code=errno.EREMCHG)
+    check_json("push", failed, ("published[]",))
+    assert failed["refused"][0]["evidence"][0]["node"] == "m"
+    assert failed["error"]["exit_code"] == errno.EREMCHG
+    check_json("diff TREE/NODE", room.get("diff", "vol/n", "--totals"), ("extents[]",))
+    check_json("status", room.get("status"), ("problems[]",))
+    for words in (("discard", "vol/n", "--dry-run"), ("resolve", "vol/n", "--take", "theirs", "--yes")):
+        check_json(words[0], room.get(*words))
+    check_json("lease acquire", room.get("lease", "acquire", "vol/n", "--portion", "0..1M,2M..3M"))
+    check_json("lease renew", room.get("lease", "renew", "vol/n"))
+    check_json("lease ls", room.get("lease", "ls", "vol"))
+    released = room.get("lease", "release", "vol/n")
+    check_json("lease release", released)
+    assert released["released"] == 1
+    check_json("lease ls", room.get("lease", "ls", "vol"), ("leases[]",))
+    room.run("branch", "vol/m", "--uplink", "journal")
+    room.write("b", "vol-m-branch", b"more" * 100)
+    lines = room.run("--format", "json", "uplink", "vol/m", "--once").out.splitlines()
+    for line in lines:
+        check_json("uplink", json.loads(line))
+    assert room.get("log", "vol")["generations"][0]["generation"] == "1.3"
 
 
 @pytest.mark.ceph
@@ -326,8 +382,18 @@ def test_every_command_takes_the_common_options() -> None:
         "remove t/n",
         "detach t/n",
         "rollback t/n",
+        "branch t/n",
+        "push t/n",
+        "discard t/n",
+        "resolve t/n --take ours",
+        "lease acquire t/n",
+        "lease renew t/n",
+        "lease release t/n",
+        "lease ls t",
+        "uplink t/n",
     ]:
-        changes = words.split()[0] in ("init", "add", "cut", "sync", "remove", "detach", "rollback")
+        changing = "init add cut sync remove detach rollback branch push discard resolve lease"
+        changes = words.split()[0] in changing.split() and words != "lease ls t"
         given = (
             [
                 "--config",
@@ -404,5 +470,5 @@ def test_a_pipe_that_closes_is_no_error(shared: Any) -> None:
 def test_help_of_everything() -> None:
     assert "COMMAND" in run("--help").out
     assert run("--version").out.startswith("rbdtree ")
-    for command in ("site ls", "caps", "init", "rm", "sync", "status"):
+    for command in ("site ls", "caps", "init", "rm", "sync", "status", "push", "lease acquire"):
         assert run(*command.split(), "--help").out.startswith("usage: rbdtree ")

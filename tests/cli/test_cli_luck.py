@@ -157,6 +157,16 @@ def test_forget(room: Any) -> None:
     assert not [mark for mark in marks if mark["kind"] == "hold" or mark["node"] == "m"]
     assert room.dump()["b"] == before["b"]
     assert "vol-m" in room.rbd("b", "ls")
+    # The cluster is back: the node does not slip in again by itself.
+    before = room.dump()
+    node = next(n for n in room.get("status", "vol")["trees"][0]["nodes"] if n["name"] == "m")
+    assert node["state"] == "diverged"
+    assert "was forgotten" in node["problem"]
+    done = room.refused("sync", "vol", code=errno.EUCLEAN, before=before)
+    assert "rbdtree detach vol/m" in done.err
+    room.run("remove", "vol/m")
+    assert not [mark for mark in room.get("marks", "vol")["marks"] if mark["node"] != "root"]
+    assert "vol-m" not in room.rbd("b", "ls")
 
 
 def test_a_frozen_monitor(tmp_path: Path, room: Any) -> None:
@@ -284,7 +294,9 @@ def test_remove_trashes_and_the_trash_gives_back(room: Any) -> None:
     before = room.dump()
     assert "would go to the trash for 7 d" in room.run("remove", "vol/m", "--expiry", "7d", "--dry-run").out
     assert room.dump() == before
+    room.rbd("b", "snap", "create", "--no-progress", "vol-m@mine")
     said = room.get("remove", "vol/m", "--expiry", "7d")["result"]
+    assert "for as long as it has the snapshots mine" in said
     trash = json.loads(room.rbd("b", "trash", "ls", "--long", "--format", "json"))
     assert [entry["name"] for entry in trash] == ["vol-m"]
     assert trash[0]["status"].startswith("protected until")

@@ -36,6 +36,7 @@ MUTATING = {
         "submit_write submit_zero flush resize create_snapshot remove_snapshot set_metadata remove_metadata break_lock"
     ),
     "rbdtree.ceph.cluster.Cluster": "fence",
+    "rbdtree.ceph.journal.Journal": "register unregister commit",
 }
 
 
@@ -107,8 +108,18 @@ class Driver:
         seconds = self.orders.get("claim_seconds")
         if seconds:
             claim.SECONDS, claim._RENEW = seconds, seconds / 4
+        desk = importlib.import_module("rbdtree.engine.desk")
         if "record_seconds" in self.orders:
-            importlib.import_module("rbdtree.engine.desk")._RECORD_SECONDS = self.orders["record_seconds"]
+            desk._RECORD_SECONDS = self.orders["record_seconds"]
+        if "kill_recorded" in self.orders:
+            record = desk.Desk._record
+
+            def recorded(found: Any, group: Any, done_bytes: int) -> None:
+                record(found, group, done_bytes)
+                if done_bytes >= self.orders["kill_recorded"]:
+                    self._signal(signal.SIGKILL)
+
+            desk.Desk._record = recorded
         progress = importlib.import_module("rbdtree_cli.progress")
         driver = self
 

@@ -1,0 +1,423 @@
+"""A node's writable branch: a clone over one generation, made, looked at, moved on and thrown away.
+
+The branch of a clone node is its image; root and mirror nodes get one called IMAGE-branch. A snapshot is taken before
+anything is written: then librbd knows exactly what a write changed, also where it copied a whole object up.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from rbdtree import errors
+from rbdtree.engine import delta, ends, extents, marks, recall
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
+from rbdtree.model.extent import NOTHING, Extents
+from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
+from rbdtree.ports import Image, Pool, Sites
+
+SNAPSHOT = "snapshot"
+JOURNAL = "journal"
+MAX_UNPUSHED = 1 << 30
+_SET_BYTES = 64 << 20
+"""Of an object set of a journal as librbd makes it."""
+KEPT = 86400.0
+"""Seconds for which the trash keeps a discarded branch when another command finishes the discard."""
+OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchReport:
+    """What a branch holds that nobody else has: ``changed`` is in no push yet, ``pushes`` are not published yet."""
+
+    image: str
+    base: Position
+    uplink: str
+    changed: Extents
+    used_by: tuple[str, ...]
+    pushes: tuple[Push, ...]
+
+    @property
+    def clean(self) -> bool:
+        return not self.changed and not self.pushes
+
+
+def spec(document: NodeDocument, branch: Branch) -> str:
+    """``SITE:POOL/[NAMESPACE/]IMAGE``"""
+    return replace(document.ref, image=branch.image).image_spec
+
+
+def own_pushes(document: NodeDocument) -> tuple[Push, ...]:
+    """Pushes of this node's own branch that are not published yet."""
+    return tuple(p for p in document.pushes if p.owner == document.ref.node_id and p.state in OPEN_STATES)
+
+
+def top(document: NodeDocument) -> int:
+    """Number of the newest push of this branch that is not published, as far as is known here; 0 without one."""
+    return max((p.number for p in own_pushes(document)), default=0)
+
+
+def unfollow(node: Node, image_id: str) -> None:
+    """Nobody publishes this image's journal any more: it need not be kept."""
+    try:
+        journal = node.pool.journal(image_id)
+    except errors.NotFound:
+        return
+    try:
+        with suppress(errors.NotFound):
+            journal.unregister(marks.journal_client(node.node_id))
+    finally:
+        journal.close()
+    with suppress(errors.NotFound):
+        image = node.pool.open(image_id, read_only=False)
+        try:
+            image.remove_metadata(marks.JOURNAL_LIMIT)
+        finally:
+            image.close()
+
+
+def awaited(document: NodeDocument, newest: Position | None) -> bool:
+    """Whether something of the branch is published that ``newest`` does not hold yet."""
+    mine = [p for p in document.pushes if p.owner == document.ref.node_id and p.position]
+    return any(p.position and (newest is None or p.position > newest) for p in mine)
+
+
+def require(document: NodeDocument) -> Branch:
+    """The branch; ``NotFound`` without one."""
+    if document.branch is None or not document.branch.image_id:
+        raise errors.NotFound(
+            f"{document.full_name} has no branch", f"Make one with 'rbdtree branch {document.full_name}'."
+        )
+    return document.branch
+
+
+def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) -> tuple[NodeDocument, Branch]:
+    """The branch to write to, made when there is none. The same one until it is discarded or moves on."""
+    with Claim(node, "branch", wait=True) as claim:
+        document = clear(sites, node, ends.read_settled(node), claim)
+        found = document.branch
+        if found and found.image_id:
+            if at is not None and at != found.base:
+                raise errors.Exists(
+                    f"{document.full_name} has a branch over {found.base} already",
+                    f"Push and move it on, or 'rbdtree discard {document.full_name}' first.",
+                )
+            if uplink and uplink != found.uplink:
+                document = _switch(node, found, uplink, claim)
+            _check_there(node, document, require(document))
+            return document, require(document)
+        made = make(sites, node, document, claim, uplink, at)
+        pin(sites, node)
+        return made
+
+
+def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
+    if node.pool.image_id(branch.image) != branch.image_id:
+        if swapping(document):
+            raise errors.Busy(
+                f"{document.full_name}: its branch was moving to a newer generation, and that was not finished",
+                f"Run 'rbdtree sync {document.full_name}': it goes on where it stopped.",
+            )
+        raise errors.Diverged(
+            f"{document.full_name}: its branch {spec(document, branch)} (id {branch.image_id}) is gone",
+            f"Restore it ('rbd trash ls'), or give it up with 'rbdtree discard {document.full_name}'.",
+        )
+
+
+def swapping(document: NodeDocument) -> bool:
+    """Whether a clone node is being swapped for one over a newer generation; then it held nothing unpublished."""
+    return document.kind is Kind.CLONE and document.intent is not None and bool(document.intent.image_id)
+
+
+def _switch(node: Node, branch: Branch, uplink: str, claim: Claim) -> NodeDocument:
+    if uplink != JOURNAL:
+        unfollow(node, branch.image_id)
+    image = node.pool.open(branch.image_id, read_only=False)
+    try:
+        if uplink == JOURNAL:
+            image.set_metadata(marks.JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
+        image.set_journaling(uplink == JOURNAL)
+    finally:
+        image.close()
+    # Positions in a journal mean nothing in the next one.
+    changed = replace(branch, uplink=uplink, session="", taken=(), skip_to="", doubt=())
+    return node.update(lambda d: replace(d, branch=changed), claim.cookie)
+
+
+def make(
+    sites: Sites, node: Node, document: NodeDocument, claim: Claim, uplink: str | None, at: Position | None
+) -> tuple[NodeDocument, Branch]:
+    """A new branch. Dying in here leaves a branch without an image in the document; the next call goes on from it."""
+    clone = document.kind is Kind.CLONE
+    replica = Node.at(sites, document.replica)
+    above = replica.read() if clone else document
+    wanted = document.branch.base if document.branch else at or document.newest_position
+    generation = wanted and above.generation(wanted)
+    if wanted is None or generation is None or (clone and wanted != document.newest_position):
+        raise errors.NotFound(
+            f"{document.full_name} does not have generation {wanted}"
+            if wanted
+            else f"{document.full_name} has no generation to branch from yet",
+            f"See 'rbdtree log {document.full_name}', or run 'rbdtree sync {document.full_name}'.",
+        )
+    since = push_snapshot_name(document.tree_id, 0)
+    if clone:
+        _check_unwritten(node, document, since)
+    name = document.ref.image if clone else f"{document.ref.image}-branch"
+    branch = document.branch or Branch(name, "", wanted, uplink or SNAPSHOT, since)
+    hold = Hold(f"branch:{document.ref.node_id}", wanted, f"branch of {document.full_name}", True)
+    document = node.update(lambda d: replace(d.with_hold(hold), branch=branch), claim.cookie)
+    if clone:
+        image_id = document.image_id
+        replica.update(lambda d: d.with_hold(hold))
+    else:
+        image_id = _clone(node.pool, document, wanted, name)
+    try:
+        seal_base(node.pool, image_id, since, branch.uplink)
+    except errors.Diverged:
+        # Written to in the moment since we looked: a node that has diverged, and no branch.
+        node.update(lambda d: replace(d.without_holds(hold.owner), branch=None), claim.cookie)
+        replica.update(lambda d: d.without_holds(hold.owner))
+        raise
+    marks.mark_image(node.pool, image_id, document)
+    branch = replace(branch, image_id=image_id)
+    return node.update(lambda d: replace(d, branch=branch), claim.cookie), branch
+
+
+def _check_unwritten(node: Node, document: NodeDocument, since: str) -> None:
+    """A clone node's image becomes the branch: not one that somebody wrote to before."""
+    image = node.pool.open(document.image_id)
+    try:
+        written = image.own_data() and all(s.name != since for s in image.snapshots())
+    finally:
+        image.close()
+    if written:
+        raise errors.Diverged(
+            f"{document.full_name} has diverged: {document.ref.image_spec} was written to before it became a branch",
+            f"Keep it with 'rbdtree detach {document.full_name}', or trash it with 'rbdtree rollback "
+            f"{document.full_name}'; then make the branch.",
+        )
+
+
+def remake(sites: Sites, node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
+    """Goes on where making a branch, or moving one on, died."""
+    branch = document.branch
+    if branch is None or branch.image_id:
+        return document
+    return make(sites, node, document, claim, branch.uplink, branch.base)[0]
+
+
+def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str:
+    snapshot = snapshot_name(document.tree_id, base)
+    found = pool.image_id(name)
+    if found is None:
+        return pool.clone(document.image_id, snapshot, pool, name)
+    image = pool.open(found)
+    try:
+        ancestor = image.ancestor()
+        fresh = ancestor is not None and (ancestor.image_id, ancestor.snapshot) == (document.image_id, snapshot)
+        if fresh and not image.own_data():
+            return found
+    finally:
+        image.close()
+    raise errors.Exists(f"{document.full_name}: an image called {name} is in the way", "Rename it, then try again.")
+
+
+def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
+    """The snapshot before the first write, and the journal if that is the uplink."""
+    image = pool.open(image_id, read_only=False)
+    try:
+        if all(s.name != since for s in image.snapshots()):
+            if image.own_data():
+                raise errors.Diverged(
+                    "the image was written to before it became a branch",
+                    "Roll the node back first: 'rbdtree rollback'.",
+                )
+            image.create_snapshot(since)
+        if uplink == JOURNAL:
+            image.set_metadata(marks.JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
+            image.set_journaling(True)
+    finally:
+        image.close()
+
+
+def look(node: Node, document: NodeDocument) -> BranchReport:
+    """What is on the branch and not published; reads what was written since the last push."""
+    branch = require(document)
+    _check_there(node, document, branch)
+    head = node.pool.open(branch.image_id)
+    try:
+        rough = delta.coarse(head, branch.since, None)
+        changed = NOTHING
+        if rough:
+            older = node.pool.open(branch.image_id, branch.since)
+            try:
+                if head.size() != older.size():
+                    raise _resized(document, branch, head)
+                changed = extents.collect(extents.compared(head, older, delta.exact(head, branch.since, rough)))
+            finally:
+                older.close()
+        elif head.size() != _size_at(head, branch.since):
+            raise _resized(document, branch, head)
+        used = tuple(head.watchers())
+    finally:
+        head.close()
+    return BranchReport(spec(document, branch), branch.base, branch.uplink, changed, used, own_pushes(document))
+
+
+def _size_at(image: Image, snapshot: str) -> int:
+    return next(s.size_bytes for s in image.snapshots() if s.name == snapshot)
+
+
+def _resized(document: NodeDocument, branch: Branch, head: Image) -> errors.Error:
+    base = _size_at(head, branch.since)
+    return errors.Unsupported(
+        f"{document.full_name}: its branch was resized to {head.size()} bytes (from {base})",
+        f"A volume is resized at its root; 'rbd resize {branch.image}' it back to {base} bytes, then push.",
+    )
+
+
+def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float = KEPT) -> NodeDocument:
+    """Images that were given up go to the trash; goes on where a discard died.
+
+    One that a branch moved on from goes for good, unless somebody wrote to it at the last moment."""
+    discarded = document.branch is None
+    if document.discarding and discarded:
+        release_hold(sites, document)
+    for image_id, name in document.discarding:
+        if node.pool.image_id(name) == image_id:
+            unfollow(node, image_id)
+            marks.unmark_image(node.pool, image_id)
+            node.pool.trash(image_id, name, expiry_seconds)
+        if discarded:
+            finish_trash(node.pool, image_id, document.tree_id, purge=not expiry_seconds)
+        else:
+            finish_trash(node.pool, image_id, document.tree_id, purge=unwritten(node.pool, image_id))
+        node.pool.remove_entry(marks.image_entry(image_id))
+    if document.discarding:
+        return node.update(lambda d: replace(d, discarding=()), claim.cookie)
+    return document
+
+
+def unwritten(pool: Pool, image_id: str) -> bool:
+    """Whether nobody has the image open, and nobody wrote to it since its newest snapshot."""
+    try:
+        image = pool.open(image_id)
+    except errors.NotFound:
+        return True
+    try:
+        newest = max(image.snapshots(), key=lambda s: s.snapshot_id, default=None)
+        written = bool(delta.coarse(image, newest.name, None)) if newest else image.own_data()
+        return not written and not image.watchers()
+    finally:
+        image.close()
+
+
+def finish_trash(pool: Pool, image_id: str, tree_id: str, *, purge: bool) -> None:
+    """Our snapshots off an image in the trash, which could not expire with them; ``purge``: the image as well."""
+    with suppress(errors.NotFound):
+        remove_snapshots(pool, image_id, tree_id)
+    if purge:
+        with suppress(errors.Busy, errors.NotEmpty):
+            pool.purge(image_id)
+
+
+def remove_snapshots(pool: Pool, image_id: str, tree_id: str) -> None:
+    """Ours, off a branch that is given up: the trash cannot expire an image with snapshots."""
+    prefix = push_snapshot_name(tree_id, 0).removesuffix("0")
+    image = pool.open(image_id, read_only=False)
+    try:
+        for snapshot in image.snapshots():
+            if snapshot.name.startswith(prefix):
+                image.remove_snapshot(snapshot.name)
+    finally:
+        image.close()
+
+
+def give_up(document: NodeDocument) -> NodeDocument:
+    """The document without its branch and the pushes that never were published; ``clear`` then trashes the image."""
+    branch = document.branch
+    if branch is None:
+        return document
+    mine = {p.push_id for p in own_pushes(document)}
+    images = [(branch.image_id, branch.image)] if branch.image_id else []
+    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staging]
+    changed = replace(
+        document,
+        branch=None,
+        pushes=tuple(p for p in document.pushes if p.push_id not in mine),
+        discarding=(*document.discarding, *images),
+    )
+    if document.kind is Kind.CLONE:
+        # The next sync makes the node a new clone.
+        changed = replace(changed, image_id="", generations=())
+    return changed.without_holds(f"branch:{document.ref.node_id}")
+
+
+def discard(sites: Sites, node: Node, expiry_seconds: float) -> str:
+    """Throws the branch away, into the trash; returns what became of it in a sentence."""
+    with Claim(node, "discard", wait=True) as claim:
+        document = clear(sites, node, node.read(), claim, expiry_seconds)
+        branch = document.branch
+        if branch is None:
+            return f"{document.full_name} has no branch"
+        # First, while it is still known here what is on its way.
+        said = recall.recall(sites, document)
+        document = node.update(give_up, claim.cookie)
+        release_hold(sites, document)
+        clear(sites, node, document, claim, expiry_seconds)
+        pin(sites, node)
+    where = f"its image {branch.image} is in the trash for {expiry_seconds:g} s"
+    text = f"the branch of {document.full_name} is gone; {where} ('rbd trash restore {branch.image_id}')"
+    return f"{text}; {said}" if said else text
+
+
+def pin(sites: Sites, node: Node) -> None:
+    """Holds, or lets go of, the bases of branches at every replica above, until nothing is left to change or somebody
+    cannot be reached: then the next syncs carry it on."""
+    document = node.read()
+    with suppress(errors.Unreachable, errors.NotFound, errors.Denied):
+        while document.parent is not None:
+            above = ends.source_node(sites, document)
+            before = above.read()
+            document = above.update(ends.pin(document))
+            if document.holds == before.holds:
+                return
+
+
+def release_hold(sites: Sites, document: NodeDocument) -> None:
+    """A clone node's branch holds its base in the replica's document."""
+    if document.kind is Kind.CLONE:
+        Node.at(sites, document.replica).update(lambda d: d.without_holds(f"branch:{document.ref.node_id}"))
+
+
+def move_on(sites: Sites, node: Node, claim: Claim) -> str:
+    """Re-clones a clean, unused branch over the node's newest generation. Returns what was done, or why not."""
+    document = node.read()
+    branch = document.branch
+    newest = document.newest_position
+    if document.kind is not Kind.CLONE:
+        document = remake(sites, node, document, claim)
+        branch = document.branch
+    if branch is None or not branch.image_id or newest is None or branch.base >= newest:
+        return ""
+    if document.kind is Kind.CLONE:
+        return ""
+    try:
+        report = look(node, document)
+    except errors.Unsupported as error:
+        return f"its branch stays over {branch.base}: {error}"
+    if not report.clean or awaited(document, newest):
+        return f"its branch stays over {branch.base}: it holds writes that are not published, or not here yet"
+    if report.used_by:
+        return f"its branch stays over {branch.base}: it is in use by {', '.join(report.used_by)}"
+
+    def change(d: NodeDocument) -> NodeDocument:
+        moved = replace(branch, image_id="", base=newest, since=push_snapshot_name(d.tree_id, 0))
+        released = d.without_holds(f"branch:{d.ref.node_id}")
+        return replace(released, branch=moved, discarding=(*d.discarding, (branch.image_id, branch.image)))
+
+    document = node.update(change, claim.cookie)
+    document = clear(sites, node, document, claim)
+    make(sites, node, document, claim, branch.uplink, newest)
+    return f"its branch moved on to {newest}"

@@ -1,0 +1,91 @@
+"""Applying a push to the root's head. Absolute writes, so doing it again after a crash is harmless."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from rbdtree import errors
+from rbdtree.engine import delta, extents
+from rbdtree.engine.copy import Copied, Copy, Target, Window
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Intent, NodeDocument, Push
+from rbdtree.model.extent import NOTHING, Extents
+from rbdtree.model.position import snapshot_name
+from rbdtree.ports import Image, Reporter
+
+WINDOW = 48 << 20
+"""Bytes in flight of a push, which copies to one target at a time. librbd takes as much again."""
+
+
+def read_extents(node: Node, push: Push) -> Extents:
+    """The bytes that a push staged at this node changes."""
+    newer = node.pool.open(push.image_id, push.snapshot)
+    try:
+        return extents.collect(extents.of_push(node.pool, push, newer))
+    finally:
+        newer.close()
+
+
+def newer(node: Node, document: NodeDocument, intent: Intent, head: Image, wanted: Extents) -> Extents:
+    """Of ``wanted``, what of the root's head is not what its newest generation holds."""
+    if intent.since is None:
+        return NOTHING
+    try:
+        base = node.pool.open(document.image_id, snapshot_name(document.tree_id, intent.since))
+    except errors.NotFound:
+        return NOTHING
+    try:
+        within = wanted.clip(0, min(head.size(), base.size()))
+        return extents.collect(extents.compared(head, base, iter([list(within)])))
+    finally:
+        base.close()
+
+
+def is_exact(node: Node, document: NodeDocument, intent: Intent, push: Push) -> bool:
+    """Whether the generation is the one before it and this push, byte for byte, and nothing else."""
+    if intent.since is None:
+        return False
+    since, until = (snapshot_name(document.tree_id, p) for p in (intent.since, intent.target))
+    try:
+        wanted = read_extents(node, push)
+        with ExitStack() as opened:
+            after, before, pushed = (
+                opened.enter_context(closing(node.pool.open(image_id, snapshot)))
+                for image_id, snapshot in (
+                    (document.image_id, until),
+                    (document.image_id, since),
+                    (push.image_id, push.snapshot),
+                )
+            )
+            if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
+                return False
+            others = delta.collect(after, since, until).subtract(wanted)
+            strange = (
+                *extents.compared(after, before, iter([list(others)])),
+                *extents.compared(after, pushed, iter([list(wanted)])),
+            )
+            return not strange
+    except errors.NotFound:
+        return False
+
+
+def apply(
+    node: Node, push: Push, head: Image, reporter: Reporter, check: Callable[[], None], wanted: Extents
+) -> Copied:
+    """Writes these extents of the push into ``head``."""
+    source = node.pool.open(push.image_id, push.snapshot)
+    target = Target(node.name, head, Extents.of([(0, head.size())]))
+    try:
+        copied = Copy(
+            source,
+            [target],
+            [list(wanted.clip(0, head.size()))],
+            check=check,
+            progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
+            window=Window(WINDOW),
+        ).run()
+    finally:
+        source.close()
+    if target.failed:
+        raise target.failed
+    head.flush()
+    return copied

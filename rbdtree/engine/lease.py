@@ -1,0 +1,95 @@
+"""Leases: who may publish writes to which range. They live in the root's document.
+
+No lease has to work for data to be safe (a late push is refused by what others changed); it prevents wasted work.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine import cut
+from rbdtree.engine.cut import Root
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Lease, NodeDocument
+from rbdtree.model.extent import Extents
+
+
+def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, seconds: float) -> Lease:
+    """Grants a range (None: the whole volume); cuts a generation when the root changed since its newest.
+
+    The caller brings the holder up to it. ``Busy`` when another holds any of the range."""
+    with cut.opened(root_node, "lease") as root:
+        now = time.time()
+        extents = wanted or Extents.of([(0, root.image.size())])
+        check(root.document, holder, extents, root.image.size(), now)
+        if root.changed():
+            root.cut()
+        lease = Lease(holder.ref.node_id, holder.name, extents.pairs, root.document.epoch, now + seconds)
+        _store(root, lambda leases: (*_without(leases, holder.ref.node_id, extents), lease), now)
+        return lease
+
+
+def check(root: NodeDocument, holder: NodeDocument, extents: Extents, size_bytes: int, now: float) -> None:
+    """Raises what speaks against granting these ranges."""
+    if extents.clip(0, size_bytes) != extents:
+        raise errors.UsageError(f"the range ends beyond the volume ({size_bytes} bytes)", "Give a smaller --portion.")
+    for other in active(root, now):
+        overlap = Extents.of(other.extents).intersect(extents)
+        if other.holder != holder.ref.node_id and overlap:
+            raise errors.Busy(
+                f"{overlap.total} bytes from {overlap.pairs[0][0]} on are leased by {other.holder_name} "
+                f"for another {other.expires - now:.0f} s",
+                "Wait, ask for another range, or release that lease.",
+            )
+
+
+def of(root: NodeDocument, holder: NodeDocument, now: float) -> tuple[Lease, ...]:
+    """The holder's; ``NotFound`` without one."""
+    mine = tuple(lease for lease in active(root, now) if lease.holder == holder.ref.node_id)
+    if not mine:
+        raise errors.NotFound(
+            f"{holder.full_name} holds no lease (any more)", f"Run 'rbdtree lease acquire {holder.full_name}'."
+        )
+    return mine
+
+
+def renew(root_node: Node, holder: NodeDocument, seconds: float) -> tuple[Lease, ...]:
+    """All of a holder's leases, from now on; ``NotFound`` without one."""
+    with cut.opened(root_node, "lease") as root:
+        now = time.time()
+        renewed = tuple(replace(lease, expires=now + seconds) for lease in of(root.document, holder, now))
+        _store(root, lambda leases: (*(x for x in leases if x.holder != holder.ref.node_id), *renewed), now)
+        return renewed
+
+
+def release(root_node: Node, holder: NodeDocument, wanted: Extents | None) -> int:
+    """Gives ranges back (None: all); how many leases were touched."""
+    with cut.opened(root_node, "lease") as root:
+        before = root.document.leases
+        everything = wanted or Extents.of(pair for lease in before for pair in lease.extents)
+        _store(root, lambda leases: _without(leases, holder.ref.node_id, everything), time.time())
+        return sum(lease.holder == holder.ref.node_id for lease in before)
+
+
+def active(document: NodeDocument, now: float) -> tuple[Lease, ...]:
+    """Those that have not expired."""
+    return tuple(lease for lease in document.leases if lease.expires > now)
+
+
+def _without(leases: tuple[Lease, ...], holder: str, extents: Extents) -> tuple[Lease, ...]:
+    """What is left of them when this holder gives these ranges back."""
+    found = []
+    for lease in leases:
+        rest = Extents.of(lease.extents)
+        rest = rest.subtract(extents) if lease.holder == holder else rest
+        if rest:
+            found.append(replace(lease, extents=rest.pairs))
+    return tuple(found)
+
+
+def _store(root: Root, change: Callable[[tuple[Lease, ...]], tuple[Lease, ...]], now: float) -> None:
+    def update(document: NodeDocument) -> NodeDocument:
+        return replace(document, leases=change(active(document, now)))
+
+    root.document = root.node.update(update, root.claim.cookie)

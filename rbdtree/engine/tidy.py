@@ -1,0 +1,130 @@
+"""What pushes leave behind at a node: staged clones that served, entries that everybody has read."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rbdtree import errors
+from rbdtree.engine import marks
+from rbdtree.engine.claim import Claim
+from rbdtree.engine.node import Node
+from rbdtree.model.document import Branch, Kind, NodeDocument, Push, PushState
+from rbdtree.model.position import tree_of_snapshot
+
+_REMEMBERED = 32
+
+
+def served(document: NodeDocument, push: Push) -> bool:
+    """Whether nobody needs the bytes of this push here any more."""
+    if push.state is PushState.CONFLICT:
+        return push.owner != document.ref.node_id
+    if push.state is not PushState.PUBLISHED or push.position is None:
+        return False
+    if document.kind is Kind.CLONE and push.owner != document.ref.node_id:
+        # It has no bytes of its own that a push could save it from copying.
+        return True
+    return document.kind is Kind.ROOT or document.position >= push.position
+
+
+def spent(document: NodeDocument, branch: Branch) -> tuple[Push, ...]:
+    """Published pushes of this very branch that nobody needs any more. Of a clone's and the root's the newest stays: by
+    it is known what has to come back."""
+    done = [
+        p
+        for p in document.pushes
+        if p.owner == document.ref.node_id and p.image_id == branch.image_id and p.state is PushState.PUBLISHED
+    ]
+    done.sort(key=lambda p: p.number)
+    return tuple(p for p in done[:-1] if document.kind is not Kind.MIRROR or served(document, p))
+
+
+def tidy(node: Node, claim: Claim) -> None:
+    """Removes staged images that served; forgets old verdicts."""
+    document = node.read()
+    for push in document.pushes:
+        if push.staging and push.image_id and served(document, push):
+            forget_image(node, push, claim)
+    document = node.update(_forget, claim.cookie)
+    if document.branch and document.branch.image_id and document.branch.uplink == "snapshot":
+        _forget_spent(node, document, document.branch, claim)
+
+
+def _forget_spent(node: Node, document: NodeDocument, branch: Branch, claim: Claim) -> None:
+    """A branch that stays in use does not collect a snapshot for every push."""
+    gone = {p.push_id for p in spent(document, branch)}
+    if not gone:
+        return
+    kept = [p for p in document.pushes if p.push_id not in gone]
+    needed = {branch.since, branch.skip_to, *(p.since for p in kept), *(p.snapshot for p in kept)}
+    try:
+        image = node.pool.open(branch.image_id, read_only=False)
+    except errors.NotFound:
+        return
+    try:
+        for snapshot in image.snapshots():
+            if tree_of_snapshot(snapshot.name) and snapshot.name not in needed:
+                image.remove_snapshot(snapshot.name)
+    finally:
+        image.close()
+    node.update(lambda d: replace(d, pushes=tuple(p for p in d.pushes if p.push_id not in gone)), claim.cookie)
+
+
+def forget_image(node: Node, push: Push, claim: Claim) -> None:
+    """A staged push that served: its image goes, its entry stays."""
+    drop_image(node, push.image_id, push.staging)
+    node.update(_without_image(push), claim.cookie)
+
+
+def staging_name(above: NodeDocument, owner: str, number: int) -> str:
+    """Of the clone that a push is copied into at a node."""
+    return f"{above.ref.image}.push-{owner[:8]}-{number}"
+
+
+def drop_unfinished(node: Node, document: NodeDocument) -> None:
+    """The clone of a push that died before it was entered: its number is used again, its bytes may be others'."""
+    name = staging_name(document, node.node_id, document.push_number + 1)
+    found = node.pool.image_id(name)
+    if found:
+        drop_image(node, found, name)
+
+
+def drop_image(node: Node, image_id: str, name: str) -> None:
+    """Trash and purge of a staged clone; its snapshots go first."""
+    pool = node.pool
+    if pool.image_id(name) == image_id:
+        image = pool.open(image_id, read_only=False)
+        try:
+            for snapshot in image.snapshots():
+                image.remove_snapshot(snapshot.name)
+        finally:
+            image.close()
+        pool.trash(image_id, name, 0)
+    pool.purge(image_id)
+    pool.remove_entry(marks.image_entry(image_id))
+
+
+def _without_image(push: Push) -> Callable[[NodeDocument], NodeDocument]:
+    def change(document: NodeDocument) -> NodeDocument:
+        known = document.push(push.push_id)
+        return document.with_push(replace(known, image_id="", staging="")) if known else document
+
+    return change
+
+
+def _forget(document: NodeDocument) -> NodeDocument:
+    """Own published pushes whose generation is here are done; of others' the newest verdicts are kept to be heard."""
+    mine = document.ref.node_id
+    done = {
+        p.push_id
+        for p in document.pushes
+        if p.owner == mine
+        and p.state is PushState.PUBLISHED
+        and served(document, p)
+        and (document.branch is None or document.branch.image_id != p.image_id)
+    }
+    verdicts = [
+        p.push_id
+        for p in document.pushes
+        if p.owner != mine and not p.image_id and p.state in (PushState.PUBLISHED, PushState.CONFLICT)
+    ]
+    done |= set(verdicts[:-_REMEMBERED])
+    return replace(document, pushes=tuple(p for p in document.pushes if p.push_id not in done))
