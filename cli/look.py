@@ -145,6 +145,11 @@ def run_log(session: Session) -> int:
 
 def run_diff(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
+    if name.node and (session.options.since or session.options.to):
+        raise errors.UsageError(
+            f"{name} is a node: what is on its branch has no --since and no --to",
+            f"Run 'rbdtree diff {name}', or 'rbdtree diff {name.tree} --since G' for generations.",
+        )
     if name.node:
         return diff_branch(session, session.find(session.options.tree)[1])
     if not session.options.since:

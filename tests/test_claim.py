@@ -114,7 +114,7 @@ def test_a_reused_pid_is_not_the_process_that_died(node: Node, somebody: subproc
     node.pool.claim(node.object, "theirs", json.dumps(owner), SECONDS)
     found = node.pool.claimed(node.object)
     assert found is not None
-    assert claim._is_dead(found)
+    assert claim.is_dead(found.owner)
 
 
 def test_a_process_of_another_machine_is_never_taken_for_dead(node: Node) -> None:
@@ -122,7 +122,7 @@ def test_a_process_of_another_machine_is_never_taken_for_dead(node: Node) -> Non
         node.pool.claim(node.object, "theirs", owner, SECONDS)
         found = node.pool.claimed(node.object)
         assert found is not None
-        assert not claim._is_dead(found)
+        assert not claim.is_dead(found.owner)
         node.pool.unclaim(node.object, "theirs")
 
 

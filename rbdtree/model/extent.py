@@ -54,7 +54,7 @@ class Extents:
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any byte of [start, end) is in it. O(log n)."""
         at = bisect_left(self.pairs, (end, 0)) - 1
-        return at >= 0 and self.pairs[at][0] + self.pairs[at][1] > start
+        return start < end and at >= 0 and self.pairs[at][0] + self.pairs[at][1] > start
 
     def clip(self, start: int, end: int) -> "Extents":
         """What lies in [start, end)."""

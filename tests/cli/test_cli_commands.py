@@ -252,7 +252,6 @@ def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
         ("branch", "vol/g", (), "vol/g would get a branch"),
         ("discard", "vol/g", (), "vol/g has no branch"),
         ("lease acquire", "vol/g", ("--portion", "0..1M"), "would acquire a lease for vol/g"),
-        ("lease renew", "vol/g", (), "would renew a lease for vol/g"),
         ("lease release", "vol/g", (), "would release a lease for vol/g"),
     ):
         plain = shared.run(*command.split(), name, *words, "--dry-run")
@@ -325,6 +324,9 @@ def test_writing_in_json(room: Any) -> None:
     for words in (("discard", "vol/n", "--dry-run"), ("resolve", "vol/n", "--take", "theirs", "--yes")):
         check_json(words[0], room.get(*words))
     check_json("lease acquire", room.get("lease", "acquire", "vol/n", "--portion", "0..1M,2M..3M"))
+    told = room.get("lease", "renew", "vol/n", "--dry-run")
+    check_json("lease renew", told, ("leases[]",))
+    assert told["dry_run"] is True
     check_json("lease renew", room.get("lease", "renew", "vol/n"))
     check_json("lease ls", room.get("lease", "ls", "vol"))
     released = room.get("lease", "release", "vol/n")
