@@ -13,7 +13,7 @@ from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
-from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
+from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix, snapshot_name
 from rbdtree.ports import Image, Pool, Sites
 
 SNAPSHOT = "snapshot"
@@ -175,9 +175,10 @@ def make(
     try:
         seal_base(node.pool, image_id, since, branch.uplink)
     except errors.Diverged:
-        # Written to in the moment since we looked: a node that has diverged, and no branch.
-        node.update(lambda d: replace(d.without_holds(hold.owner), branch=None), claim.cookie)
-        replica.update(lambda d: d.without_holds(hold.owner))
+        if clone:
+            # Written to in the moment since we looked: a node that has diverged, and no branch.
+            replica.update(lambda d: d.without_holds(hold.owner))
+            node.update(lambda d: replace(d.without_holds(hold.owner), branch=None), claim.cookie)
         raise
     marks.mark_image(node.pool, image_id, document)
     branch = replace(branch, image_id=image_id)
@@ -197,6 +198,22 @@ def _check_unwritten(node: Node, document: NodeDocument, since: str) -> None:
             f"Keep it with 'rbdtree detach {document.full_name}', or trash it with 'rbdtree rollback "
             f"{document.full_name}'; then make the branch.",
         )
+
+
+def half_made(node: Node, document: NodeDocument) -> bool:
+    """Whether a clone's image was being made its branch: it may have been written to already, so no sync may swap it.
+
+    One that is gone, or was rolled back, is made anew by the sync itself."""
+    branch = document.branch
+    return (
+        branch is not None
+        and not branch.image_id
+        and document.kind is Kind.CLONE
+        and document.intent is None
+        and bool(document.image_id)
+        and branch.base == document.newest_position
+        and ends.find_gone(node, document) is None
+    )
 
 
 def remake(sites: Sites, node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
@@ -324,7 +341,7 @@ def finish_trash(pool: Pool, image_id: str, tree_id: str, *, purge: bool) -> Non
 
 def remove_snapshots(pool: Pool, image_id: str, tree_id: str) -> None:
     """Ours, off a branch that is given up: the trash cannot expire an image with snapshots."""
-    prefix = push_snapshot_name(tree_id, 0).removesuffix("0")
+    prefix = push_snapshot_prefix(tree_id)
     image = pool.open(image_id, read_only=False)
     try:
         for snapshot in image.snapshots():

@@ -36,7 +36,11 @@ def find_forgotten(sites: Sites, child: NodeDocument, above: NodeDocument) -> Fo
     """Whether the parent lists this child; ``above`` is the document of the replica it is fed from."""
     if child.parent is None:
         return None
-    parent = above if child.parent.node_id == above.ref.node_id else Node.at(sites, child.parent).read()
+    try:
+        parent = above if child.parent.node_id == above.ref.node_id else Node.at(sites, child.parent).read()
+    except (errors.Denied, errors.NotFound):
+        # Not for this host to know.
+        return None
     return None if parent.child(child.edge) else Forgotten(child.full_name, parent.full_name)
 
 

@@ -6,7 +6,7 @@ its writer saw. Nothing is ever merged inside a sector.
 
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 from rbdtree import errors
 from rbdtree.engine import cut, delta, ends, extents, landing, tidy
@@ -96,12 +96,19 @@ def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
     settled = NOTHING
     size = root.image.size()
     line = [g for g in there if g.position >= push.base]
+
+    def own(generation: Generation) -> bool:
+        return generation.exact and generation.push.startswith(f"{push.owner}:")
+
+    # Own pushes settle what is below them, and below the oldest of others' generations there is nothing: a branch that
+    # nobody else interferes with is not compared with every push it ever made.
+    steps = list(dropwhile(lambda step: own(step[1]), pairwise(line)))
     mine = node.pool.open(push.image_id, push.snapshot)
     newest = node.pool.open(document.image_id, snapshot_name(document.tree_id, line[-1].position))
     try:
-        for before, generation in reversed(list(pairwise(line))):
+        for before, generation in reversed(steps):
             changed = _changed(node, document.image_id, document.tree_id, before, generation, sectors)
-            if generation.exact and generation.push.startswith(f"{push.owner}:"):
+            if own(generation):
                 settled = settled.union(changed)
                 continue
             changed = changed.subtract(settled).clip(0, size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import ends, extents, landing, marks, publish
+from rbdtree.engine import ends, extents, landing, marks, publish, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
@@ -195,7 +195,7 @@ def _copy(
     reporter: Reporter,
 ) -> int:
     """Into a clone at the parent, sealed by a snapshot, entered in the parent's document last."""
-    name = f"{above.ref.image}.push-{push.owner[:8]}-{push.number}"
+    name = tidy.staging_name(above, push.owner, push.number)
     since = push_snapshot_name(above.tree_id, 0)
     image_id = staging(sites, parent, above, push, name)
     head = parent.pool.open(image_id, read_only=False)

@@ -179,8 +179,7 @@ class Sync:
         document = node.read()
         if claim and document.discarding:
             document = branches.clear(self._sites, node, document, claim, self._expiry_seconds)
-        if claim and document.kind is Kind.CLONE and document.intent is None:
-            # Only over the generation that it stands on can a clone node become a branch.
+        if claim and branches.half_made(node, document):
             branches.remake(self._sites, node, document, claim)
 
     def _after(self, node: Node, claim: Claim) -> None:

@@ -32,7 +32,7 @@ from rbdtree.engine.zeroes import differing
 from rbdtree.model.document import Branch, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.journal_client import Commit
-from rbdtree.model.position import Position, push_snapshot_name
+from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix
 from rbdtree.model.record import Change, CompareAndWrite, OpFinish, Resize, SnapCreate, SnapRollback, Write, Zero
 from rbdtree.ports import Image, Journal, Reporter, Sites
 
@@ -289,18 +289,15 @@ class Uplink:
         if self._max_unpushed is None:
             return
         limit = str(max(2, self._max_unpushed // (journal.object_bytes * journal.splay_width)))
-        image = self._node.pool.open(self._image_id)
-        try:
-            known = image.metadata().get(marks.JOURNAL_LIMIT)
-        finally:
-            image.close()
-        if known == limit:
-            return
-        image = self._node.pool.open(self._image_id, read_only=False)
-        try:
-            image.set_metadata(marks.JOURNAL_LIMIT, limit)
-        finally:
-            image.close()
+        with self._claim():
+            # The branch may have moved on meanwhile.
+            self._mine(self._node.read())
+            image = self._node.pool.open(self._image_id, read_only=False)
+            try:
+                if image.metadata().get(marks.JOURNAL_LIMIT) != limit:
+                    image.set_metadata(marks.JOURNAL_LIMIT, limit)
+            finally:
+                image.close()
 
     def _register(self, journal: Journal, branch: Branch) -> None:
         self._limit(journal)
@@ -462,7 +459,7 @@ class Uplink:
         elif isinstance(event, SnapRollback):
             self._forget(journal)
             raise _Again
-        elif isinstance(event, SnapCreate) and event.name.startswith(_prefix(document)):
+        elif isinstance(event, SnapCreate) and event.name.startswith(push_snapshot_prefix(document.tree_id)):
             self._creating, self._created_at, self._creation = event, time.monotonic(), batch
         elif isinstance(event, OpFinish) and self._creating and event.op_tid == self._creating.op_tid:
             name, self._creating = self._creating.name, None
@@ -652,7 +649,7 @@ class Uplink:
         image = self._node.pool.open(self._image_id, read_only=False)
         try:
             for snapshot in image.snapshots():
-                ours = snapshot.name.startswith(_prefix(document)) and snapshot.name not in needed
+                ours = snapshot.name.startswith(push_snapshot_prefix(document.tree_id)) and snapshot.name not in needed
                 if ours and 0 < _number(snapshot.name) < _number(name):
                     image.remove_snapshot(snapshot.name)
         finally:
@@ -776,10 +773,6 @@ def _positions(batch: Batch) -> tuple[tuple[int, int, int], ...]:
 def _number(name: str) -> int:
     """Of a mark, or of a push's snapshot."""
     return int(name.rpartition(".")[2])
-
-
-def _prefix(document: NodeDocument) -> str:
-    return push_snapshot_name(document.tree_id, 0).removesuffix("0")
 
 
 def _change(piece: Piece) -> Change:

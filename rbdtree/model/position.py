@@ -64,6 +64,11 @@ def push_snapshot_name(tree_id: str, number: int) -> str:
     return f"rbdtree.{tree_id[:8]}.push.{number}"
 
 
+def push_snapshot_prefix(tree_id: str) -> str:
+    """What the names of all of these begin with."""
+    return push_snapshot_name(tree_id, 0).removesuffix("0")
+
+
 def tree_of_snapshot(name: str) -> str | None:
     """First 8 hex digits of the tree whose generation or push a snapshot is; None for anybody else's."""
     match = _SNAPSHOT.fullmatch(name) or _PUSH.fullmatch(name)

@@ -1,10 +1,14 @@
 """A write at a node becomes the volume's: any kind of node, any depth, exactly its bytes."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from live.world import TREE, bytes_read, noise
+
+from rbdtree.model.document import Branch
+from rbdtree.model.position import push_snapshot_name
 
 from .volume import BUSY, DIVERGED, KIB, MIB, UNSUPPORTED, Volume
 
@@ -352,3 +356,39 @@ def test_a_clone_that_was_written_to_becomes_no_branch(volume: Volume) -> None:
     volume.check_model()
     volume.check(current=True)
     volume.at_rest(trash=True)
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["before the seal", "after the seal"])
+def test_a_clone_that_was_written_to_while_its_branch_was_being_made(volume: Volume, sealed: bool) -> None:
+    volume.init(size=8 * MIB)
+    volume.add("k", "root", "clone", "a")
+    volume.root_write({0: noise(MIB, "first")})
+    volume.step()
+    document = volume.document("k")
+    base, since = document.position, push_snapshot_name(document.tree_id, 0)
+    half = Branch(document.ref.image, "", base, "snapshot", since)
+    volume.node("k").update(lambda d: replace(d, branch=half))
+    with volume.image("k") as image:
+        if sealed:
+            image.create_snap(since)
+        image.write(noise(5000, "mine"), MIB)
+    if sealed:
+        # Written to a branch: it is finished, and keeps what it holds.
+        volume.cut()
+        volume.sync()
+        assert volume.branch_bytes("k")[MIB : MIB + 5000] == noise(5000, "mine")
+        volume.expect({MIB: noise(5000, "mine")})
+        volume.push("k", "--wait")
+        volume.settled()
+        return
+    volume.cut()
+    volume.sync(code=DIVERGED)
+    with volume.image("k", read_only=True) as image:
+        assert image.read(MIB, 5000) == noise(5000, "mine")
+    volume.cli("rollback", f"{TREE}/k")
+    volume.sync()
+    assert volume.document("k").position == volume.document("root").position
+    volume.put("k", {MIB: noise(100, 2)})
+    volume.push("k", "--wait")
+    volume.check_model()
+    volume.check(current=True)
