@@ -8,6 +8,7 @@ from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
+from rbdtree.model.schedule import parse_duration
 from rbdtree.ports import Layout
 
 from . import completion, options, progress
@@ -178,12 +179,7 @@ def _expiry(session: Session) -> float:
     given = getattr(session.options, "expiry", None)
     if not given:
         return session.config.trash_expiry_seconds
-    from rbdtree.schema import parse_duration
-
-    try:
-        return parse_duration(given)
-    except ValueError as error:
-        raise errors.UsageError(str(error), "Write for example --expiry 7d.") from error
+    return parse_duration(given)
 
 
 def _leaving(session: Session) -> tuple[Tree, Member]:

@@ -20,6 +20,7 @@ from rbdtree.model.document import Branch, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName, parse_size
 from rbdtree.model.position import Position
+from rbdtree.model.schedule import parse_duration
 
 from . import completion, options, progress, render
 from .completion import completes
@@ -270,7 +271,7 @@ def run_uplink(session: Session) -> int:
 
     given = session.options
     _, _, node = _node(session)
-    interval = _seconds(given.interval)
+    interval = parse_duration(given.interval)
     limit = parse_size(given.max_unpushed) if given.max_unpushed else None
     run = uplinks.Uplink(
         session.sites,
@@ -406,15 +407,6 @@ def _portion(text: str | None) -> Extents | None:
     return Extents.of(pairs)
 
 
-def _seconds(text: str) -> float:
-    from rbdtree.schema import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise errors.UsageError(str(error)) from error
-
-
 def run_lease(session: Session) -> int:
     given = session.options
     tree, member, _ = _node(session)
@@ -433,7 +425,7 @@ def run_lease(session: Session) -> int:
         text = f"{given.node}: {render.counted(count, 'lease')} given back"
         session.put({"node": given.node, "released": count, "dry_run": False}, text)
         return 0
-    seconds = _seconds(given.duration)
+    seconds = parse_duration(given.duration)
     if given.action == "renew":
         granted = leases.renew(root.node, holder, seconds)
     else:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import xxhash
 
 from rbdtree import errors
+from rbdtree.model.document import DIRECTORY
 from rbdtree.model.extent import Extents
-from rbdtree.ports import Ancestor, ClaimInfo, ImageEntry, Journal, Layout, ReadDone, Snapshot, Span, WriteDone
+from rbdtree.ports import WORK, Ancestor, ClaimInfo, ImageEntry, Journal, Layout, ReadDone, Snapshot, Span, WriteDone
 from rbdtree.ports import Pool as PoolPort
 
 Objects = dict[int, bytes]
@@ -67,7 +68,9 @@ class _Place:
     trash: dict[str, tuple[str, _Volume]] = field(default_factory=dict)
     documents: dict[str, tuple[int, str]] = field(default_factory=dict)
     entries: dict[str, str] = field(default_factory=dict)
-    claims: dict[str, _Held] = field(default_factory=dict)
+    claims: dict[tuple[str, str], _Held] = field(default_factory=dict)
+    managers: dict[tuple[str, str], _Held] = field(default_factory=dict)
+    watches: "dict[str, list[Watch]]" = field(default_factory=dict)
     capacity: int | None = None
 
 
@@ -333,6 +336,30 @@ class Image:
             self._open = False
 
 
+class Watch:
+    """Somebody waiting for notifications of one object."""
+
+    def __init__(self, pool: "Pool", name: str, told: Callable[[], None]) -> None:
+        self.told = told
+        self._pool = pool
+        self._name = name
+        self._lost = False
+
+    def lose(self) -> None:
+        """The object is gone."""
+        self._lost = True
+        threading.Thread(target=self.told, name=f"lost-{self._name}", daemon=True).start()
+
+    def alive(self) -> bool:
+        return not self._lost and self._pool.address not in self._pool.storage.fenced
+
+    def close(self) -> None:
+        with self._pool.storage.guard:
+            watches = self._pool.place.watches.get(self._name, [])
+            if self in watches:
+                watches.remove(self)
+
+
 class Pool:
     """One pool and namespace, seen by one client."""
 
@@ -455,7 +482,10 @@ class Pool:
             self._alive()
             self._compare(name, revision)
             del self.place.documents[name]
-            self.place.claims.pop(name, None)
+            for key in [key for key in self.place.claims if key[0] == name]:
+                del self.place.claims[key]
+            for watch in self.place.watches.pop(name, []):
+                watch.lose()
 
     def entries(self) -> dict[str, str]:
         self._alive()
@@ -471,46 +501,84 @@ class Pool:
         self._alive()
         self.place.entries.pop(key, None)
 
-    def _holder(self, name: str) -> tuple[str, str] | None:
+    def _holder(self, name: str, purpose: str = WORK) -> tuple[str, str] | None:
         """Cookie and address of whoever holds a claim that has not expired."""
-        held = self.place.claims.get(name)
+        held = self.place.claims.get((name, purpose))
         return (held.cookie, held.address) if held and held.expires > self.storage.clock() else None
 
-    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+    def claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
         with self.storage.guard:
             self._alive()
             if name not in self.place.documents:
                 raise errors.NotFound(f"{name} is gone")
-            if self._holder(name) not in (None, (cookie, self.address)):
+            if self._holder(name, purpose) not in (None, (cookie, self.address)):
                 raise errors.Busy(f"{name} is claimed")
-            self.place.claims[name] = _Held(cookie, self.address, owner, self.storage.clock() + seconds)
+            self.place.claims[name, purpose] = _Held(cookie, self.address, owner, self.storage.clock() + seconds)
 
-    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
         with self.storage.guard:
             self._alive()
-            if self._holder(name) is None:
+            if self._holder(name, purpose) is None:
                 raise errors.NotFound(f"the claim on {name} ran out")
-            self.claim(name, cookie, owner, seconds)
+            self.claim(name, cookie, owner, seconds, purpose)
 
-    def unclaim(self, name: str, cookie: str) -> None:
-        self._drop_claim(name, (cookie, self.address))
+    def unclaim(self, name: str, cookie: str, purpose: str = WORK) -> None:
+        self._drop_claim(name, (cookie, self.address), purpose)
 
-    def _drop_claim(self, name: str, holder: tuple[str, str]) -> None:
+    def _drop_claim(self, name: str, holder: tuple[str, str], purpose: str) -> None:
         with self.storage.guard:
             self._alive()
-            if self._holder(name) == holder:
-                del self.place.claims[name]
+            if self._holder(name, purpose) == holder:
+                del self.place.claims[name, purpose]
 
-    def claimed(self, name: str) -> ClaimInfo | None:
+    def claimed(self, name: str, purpose: str = WORK) -> ClaimInfo | None:
         with self.storage.guard:
             self._alive()
-            if self._holder(name) is None:
+            if self._holder(name, purpose) is None:
                 return None
-            held = self.place.claims[name]
+            held = self.place.claims[name, purpose]
             return ClaimInfo(held.cookie, held.owner, repr(held.expires), held.address)
 
-    def break_claim(self, name: str, info: ClaimInfo) -> None:
-        self._drop_claim(name, (info.cookie, info.holder))
+    def break_claim(self, name: str, info: ClaimInfo, purpose: str = WORK) -> None:
+        self._drop_claim(name, (info.cookie, info.holder), purpose)
+
+    def enlist(self, cookie: str, text: str, seconds: float) -> None:
+        with self.storage.guard:
+            self._alive()
+            held = _Held(cookie, self.address, text, self.storage.clock() + seconds)
+            self.place.managers[cookie, self.address] = held
+
+    def enlisted(self) -> list[ClaimInfo]:
+        with self.storage.guard:
+            self._alive()
+            now = self.storage.clock()
+            return [
+                ClaimInfo(held.cookie, held.owner, repr(held.expires), held.address)
+                for held in self.place.managers.values()
+                if held.expires > now
+            ]
+
+    def delist(self, cookie: str) -> None:
+        with self.storage.guard:
+            self._alive()
+            self.place.managers.pop((cookie, self.address), None)
+
+    def watch(self, name: str, told: Callable[[], None]) -> "Watch":
+        with self.storage.guard:
+            self._alive()
+            if name not in self.place.documents and not (name == DIRECTORY and self.place.entries):
+                raise errors.NotFound(f"{name} is gone")
+            watch = Watch(self, name, told)
+            self.place.watches.setdefault(name, []).append(watch)
+            return watch
+
+    def notify(self, name: str) -> None:
+        with self.storage.guard:
+            if self.address in self.storage.fenced:
+                return
+            watches = list(self.place.watches.get(name, []))
+        for watch in watches:
+            threading.Thread(target=watch.told, name=f"told-{name}", daemon=True).start()
 
     def journal(self, image_id: str) -> Journal:
         raise errors.NotFound(f"image {image_id} has no journal")

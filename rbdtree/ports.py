@@ -10,6 +10,13 @@ from typing import Protocol
 
 from rbdtree.model.journal_client import Client, Commit, Header, Tag
 
+WORK = "rbdtree.claim"
+"""The claim of whoever changes a node."""
+EDGE = "rbdtree.edge"
+"""The claim of the manager that an edge is left to; it protects nothing, it spreads the work."""
+MANAGERS = "rbdtree.managers"
+"""The list of managers, on the directory."""
+
 Span = tuple[int, int, bool]
 """(offset, length, exists): as librbd's diff reports it; ``exists`` is a hint, False where an object is gone."""
 
@@ -176,6 +183,15 @@ class Journal(Protocol):
     def close(self) -> None: ...
 
 
+class Watch(Protocol):
+    """Somebody waiting for notifications of one object."""
+
+    def alive(self) -> bool:
+        """False when notifications were, or may have been, missed: look, and watch anew."""
+
+    def close(self) -> None: ...
+
+
 class Pool(Protocol):
     """One pool and namespace: its images, and small documents beside them."""
 
@@ -233,19 +249,35 @@ class Pool(Protocol):
 
     def remove_entry(self, key: str) -> None: ...
 
-    # claims: a lock with an expiry on a document
-    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+    # claims: a lock with an expiry on a document; one for each purpose
+    def claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
         """Takes or renews; ``Busy`` when another cookie or client holds it, ``NotFound`` without the document."""
 
-    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
         """Renews only: ``NotFound`` when it ran out, for it may have been another's meanwhile; ``Busy`` when it is."""
 
-    def unclaim(self, name: str, cookie: str) -> None:
+    def unclaim(self, name: str, cookie: str, purpose: str = WORK) -> None:
         """Nothing when this client does not hold it."""
 
-    def claimed(self, name: str) -> ClaimInfo | None: ...
-    def break_claim(self, name: str, info: ClaimInfo) -> None:
+    def claimed(self, name: str, purpose: str = WORK) -> ClaimInfo | None: ...
+    def break_claim(self, name: str, info: ClaimInfo, purpose: str = WORK) -> None:
         """Takes it from this very holder; nothing when that is gone."""
+
+    # managers: a list of who is there, of which entries vanish that are not renewed
+    def enlist(self, cookie: str, text: str, seconds: float) -> None:
+        """Enters or renews, with what to tell the others. ``Denied`` for a key that may only read."""
+
+    def enlisted(self) -> list[ClaimInfo]:
+        """Everybody's entries; ``owner`` is the text."""
+
+    def delist(self, cookie: str) -> None: ...
+
+    # waking others
+    def watch(self, name: str, told: Callable[[], None]) -> Watch:
+        """Calls ``told``, on a thread of the backend, whenever the object is notified. ``NotFound`` without it."""
+
+    def notify(self, name: str) -> None:
+        """Wakes whoever watches; returns at once, tells of no failure: polling is the truth."""
 
     def journal(self, image_id: str) -> Journal:
         """``NotFound`` for an image without one."""

@@ -8,21 +8,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from rbdtree import errors
+from rbdtree.model.schedule import parse_duration
+
 _PLACE = re.compile(r"[^/@\s]+(/[^/@\s]+)?")
-_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from ``500ms``, ``90s``, ``15m``, ``12h``, ``7d``, ``2w``. Raises ``ValueError``."""
-    match = _DURATION.fullmatch(text.strip())
-    if not match:
-        raise ValueError(f"{text!r} is not a duration such as 500ms, 90s, 15m, 12h, 7d or 2w")
-    return int(match[1]) * _SECONDS[match[2]]
 
 
 def _duration(text: str) -> str:
-    parse_duration(text)
+    try:
+        parse_duration(text)
+    except errors.UsageError as error:
+        raise ValueError(f"{error}. {error.hint}") from error
     return text
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rbdtree import config, errors
-from rbdtree.schema import parse_duration
+from rbdtree.model.schedule import parse_duration
 
 
 def load(tmp_path: Path, text: str) -> config.Config:
@@ -101,5 +101,5 @@ def test_durations(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "5 days", "-1h", "1.5h", "h"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a duration"):
+    with pytest.raises(errors.UsageError, match="is not a duration"):
         parse_duration(text)

@@ -11,8 +11,8 @@ import rados
 from rbdtree.ceph.translate import translated
 from rbdtree.ports import ClaimInfo
 
-NAME = "rbdtree.claim"
 _EXCLUSIVE = 1
+_SHARED = 2
 _MAY_RENEW = 1
 _MUST_RENEW = 2
 _REPLY_BYTES = 64 << 10
@@ -28,36 +28,48 @@ def _string(text: str) -> bytes:
 
 
 def take(
-    ioctx: rados.Ioctx, oid: str, cookie: str, owner: str, seconds: float, path: str, *, renew: bool = False
+    ioctx: rados.Ioctx,
+    oid: str,
+    lock: str,
+    cookie: str,
+    owner: str,
+    seconds: float,
+    path: str,
+    *,
+    renew: bool = False,
+    shared: bool = False,
 ) -> None:
     """Takes the lock, or renews it when ``cookie`` holds it (``renew``: only that, else ``NotFound``). ``Busy`` when
-    somebody else does."""
+    somebody else does, unless all of them hold it ``shared``."""
     whole = int(seconds)
-    body = _string(NAME) + bytes([_EXCLUSIVE]) + _string(cookie) + _string("") + _string(owner)
+    kind = _SHARED if shared else _EXCLUSIVE
+    body = _string(lock) + bytes([kind]) + _string(cookie) + _string("") + _string(owner)
     body += struct.pack("<IIB", whole, int((seconds - whole) * 1e9), _MUST_RENEW if renew else _MAY_RENEW)
     with translated(f"claim {path}/{oid}"):
         ioctx.execute(oid, "lock", "lock", _frame(body), _REPLY_BYTES)
 
 
-def release(ioctx: rados.Ioctx, oid: str, cookie: str) -> None:
+def release(ioctx: rados.Ioctx, oid: str, lock: str, cookie: str) -> None:
     """Gives the lock back; ``NotFound`` when it is not held."""
     with translated(f"unclaim {oid}"):
-        ioctx.execute(oid, "lock", "unlock", _frame(_string(NAME) + _string(cookie)), _REPLY_BYTES)
+        ioctx.execute(oid, "lock", "unlock", _frame(_string(lock) + _string(cookie)), _REPLY_BYTES)
 
 
-def assertion(cookie: str) -> bytes:
+def assertion(lock: str, cookie: str) -> bytes:
     """Input of ``lock.assert_locked``: first in a write operation, it makes the rest of it the holder's only."""
-    return _frame(_string(NAME) + bytes([_EXCLUSIVE]) + _string(cookie) + _string(""))
+    return _frame(_string(lock) + bytes([_EXCLUSIVE]) + _string(cookie) + _string(""))
 
 
-def info(ioctx: rados.Ioctx, oid: str) -> ClaimInfo | None:
-    """The holder, None when nobody holds it."""
+def holders(ioctx: rados.Ioctx, oid: str, lock: str) -> list[ClaimInfo]:
+    """All of them; of a lock that is not shared one at most."""
     with translated(f"look at the claim on {oid}"):
-        _, raw = ioctx.execute(oid, "lock", "get_info", _frame(_string(NAME)), _REPLY_BYTES)
+        _, raw = ioctx.execute(oid, "lock", "get_info", _frame(_string(lock)), _REPLY_BYTES)
     reader = _Reader(raw)
     reader.frame()
-    if not reader.number("I"):
-        return None
+    return [_holder(reader) for _ in range(reader.number("I"))]
+
+
+def _holder(reader: "_Reader") -> ClaimInfo:
     reader.frame()
     kind, number = reader.number("B"), reader.number("q")
     cookie = reader.string()
@@ -67,10 +79,10 @@ def info(ioctx: rados.Ioctx, oid: str) -> ClaimInfo | None:
     return ClaimInfo(cookie, reader.string(), f"{seconds}.{nanoseconds:09d}", f"{kind}.{number}")
 
 
-def break_(ioctx: rados.Ioctx, oid: str, held: ClaimInfo) -> None:
+def break_(ioctx: rados.Ioctx, oid: str, lock: str, held: ClaimInfo) -> None:
     """Takes the lock away from this very holder; nothing when it is gone already."""
     kind, _, number = held.holder.partition(".")
-    body = _string(NAME) + struct.pack("<Bq", int(kind), int(number)) + _string(held.cookie)
+    body = _string(lock) + struct.pack("<Bq", int(kind), int(number)) + _string(held.cookie)
     with translated(f"break the claim on {oid}"):
         ioctx.execute(oid, "lock", "break_lock", _frame(body), _REPLY_BYTES)
 

@@ -2,6 +2,7 @@
 
 import struct
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from rbdtree.ceph import claim
 from rbdtree.ceph.image import Image
 from rbdtree.ceph.journal import Journal
 from rbdtree.ceph.translate import translated
+from rbdtree.ceph.watch import Watch
 from rbdtree.model.document import DIRECTORY
-from rbdtree.ports import ClaimInfo, ImageEntry, Layout
+from rbdtree.ports import MANAGERS, WORK, ClaimInfo, ImageEntry, Layout
 from rbdtree.ports import Pool as PoolPort
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _FEATURES = (
 """Of the images we make: fencing needs the lock, cheap diffs need the maps."""
 _ENTRIES = 1 << 20
 _ID_BYTES = 1 << 10
+_NOTIFY_MS = 5000
 
 
 class Pool:
@@ -159,7 +162,7 @@ class Pool:
         try:
             with translated(f"write {self.path}/{name}"), rados.WriteOpCtx() as op:
                 if cookie is not None:
-                    op.execute("lock", "assert_locked", claim.assertion(cookie))
+                    op.execute("lock", "assert_locked", claim.assertion(WORK, cookie))
                 op.omap_cmp("revision", str(revision), rados.LIBRADOS_CMPXATTR_OP_EQ)
                 self.ioctx.set_omap(op, ("revision", "document"), (str(revision + 1).encode(), text.encode()))
                 self.ioctx.operate_write_op(op, name)
@@ -218,27 +221,52 @@ class Pool:
 
     # -- claims
 
-    def claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
+    def claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
         if self.read_document(name) is None:
             raise errors.NotFound(f"{self.path}/{name} is gone")
-        claim.take(self.ioctx, name, cookie, owner, seconds, self.path)
+        claim.take(self.ioctx, name, purpose, cookie, owner, seconds, self.path)
 
-    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float) -> None:
-        claim.take(self.ioctx, name, cookie, owner, seconds, self.path, renew=True)
+    def renew_claim(self, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
+        claim.take(self.ioctx, name, purpose, cookie, owner, seconds, self.path, renew=True)
 
-    def unclaim(self, name: str, cookie: str) -> None:
+    def unclaim(self, name: str, cookie: str, purpose: str = WORK) -> None:
         with suppress(errors.NotFound):
-            claim.release(self.ioctx, name, cookie)
+            claim.release(self.ioctx, name, purpose, cookie)
 
-    def claimed(self, name: str) -> ClaimInfo | None:
+    def claimed(self, name: str, purpose: str = WORK) -> ClaimInfo | None:
         try:
-            return claim.info(self.ioctx, name)
+            return next(iter(claim.holders(self.ioctx, name, purpose)), None)
         except errors.NotFound:
             return None
 
-    def break_claim(self, name: str, info: ClaimInfo) -> None:
+    def break_claim(self, name: str, info: ClaimInfo, purpose: str = WORK) -> None:
         with suppress(errors.NotFound):
-            claim.break_(self.ioctx, name, info)
+            claim.break_(self.ioctx, name, purpose, info)
+
+    # -- managers
+
+    def enlist(self, cookie: str, text: str, seconds: float) -> None:
+        claim.take(self.ioctx, DIRECTORY, MANAGERS, cookie, text, seconds, self.path, shared=True)
+
+    def enlisted(self) -> list[ClaimInfo]:
+        try:
+            return claim.holders(self.ioctx, DIRECTORY, MANAGERS)
+        except errors.NotFound:
+            return []
+
+    def delist(self, cookie: str) -> None:
+        with suppress(errors.NotFound):
+            claim.release(self.ioctx, DIRECTORY, MANAGERS, cookie)
+
+    # -- waking others
+
+    def watch(self, name: str, told: Callable[[], None]) -> Watch:
+        return Watch(self.ioctx, name, told, self.path)
+
+    def notify(self, name: str) -> None:
+        # Nobody waits for the answers: a dead watcher gives none. The completion has to outlive the call.
+        with suppress(errors.Error), translated(f"notify {self.path}/{name}"):
+            self._notified = self.ioctx.aio_notify(name, lambda *_: None, "", _NOTIFY_MS)
 
     def journal(self, image_id: str) -> Journal:
         return Journal(self, image_id)

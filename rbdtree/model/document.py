@@ -11,10 +11,12 @@ from typing import Any
 
 from rbdtree import errors
 from rbdtree.model.extent import Pair
+from rbdtree.model.policy import Settings
 from rbdtree.model.position import START, Generation, Position
 
-FORMAT = 2
-"""1 had no branches, pushes and leases. A rbdtree that knows only 1 refuses 2: it would write back what it knows."""
+FORMAT = 3
+"""1 had no branches, pushes and leases, 2 no policies. An older rbdtree refuses a newer format: it would write
+back what it knows."""
 DIRECTORY = "rbdtree_directory"
 """Object in every pool and namespace in use: omap ``node.<uuid>`` -> what it is, ``image.<image id>`` -> node uuid."""
 
@@ -64,12 +66,17 @@ class NodeRef:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a child told its parent about itself and its own children, for those who cannot reach it."""
+    """What a child told its parent about itself and its own children, for those who cannot reach it.
+
+    ``trouble``: why it is not brought on, in words; ``told``: when this was written, in seconds since 1970.
+    """
 
     state: State
     position: Position | None
     size_bytes: int
     children: tuple["Child", ...] = ()
+    trouble: str = ""
+    told: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +190,41 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a manager does not get on with an edge: the last error, how often it came since ``since``, and when it is
+    tried again (``next_try``; 0: a person has to see to it first). ``kind`` is the error's class."""
+
+    kind: str
+    message: str
+    hint: str
+    count: int
+    since: float
+    seen: float
+    next_try: float
+    manager: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """How far the comparison of this node with its parent has come.
+
+    Everything before ``cursor_bytes`` of the pass that began at ``started`` is done; ``finished`` is when the last
+    whole pass ended (0: never), ``found`` how many objects differed in it and in the one under way."""
+
+    cursor_bytes: int = 0
+    started: float = 0.0
+    finished: float = 0.0
+    found: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """A change of the replica in flight.
 
     ``since`` is the generation the head had, None when it was empty; every byte of the volume before ``done_bytes`` is
     already that of ``target``. ``client`` is the RADOS address of the worker, to fence it should it come back from the
     dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push
-    that is being applied at the root.
+    that is being applied at the root. ``moved``: when it last got on.
     """
 
     target: Position
@@ -201,6 +236,7 @@ class Intent:
     done_bytes: int = 0
     image_id: str = ""
     push: str = ""
+    moved: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +244,8 @@ class NodeDocument:
     """One node. ``generations`` are those its own image carries (a clone node lists the one it is over).
 
     ``phase`` is empty but while the node joins or leaves its tree (``joining``, ``removing``, ``detaching``): the
-    command that died there goes on when it is run again.
+    command that died there goes on when it is run again. ``policy``: this node's own settings;
+    ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync.
     """
 
     tree_id: str
@@ -234,6 +271,10 @@ class NodeDocument:
     landed: tuple[tuple[str, int], ...] = ()
     leases: tuple[Lease, ...] = ()
     discarding: tuple[tuple[str, str], ...] = ()
+    policy: Settings = ()
+    tree_policy: Settings = ()
+    trouble: Trouble | None = None
+    scrub: Scrub | None = None
 
     @property
     def name(self) -> str:
@@ -316,8 +357,12 @@ def decode(text: str, where: str) -> NodeDocument:
 
 
 def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
-    """A document of format 1 as one of format 2."""
+    """An older document as one of this format."""
     added: dict[str, Any] = {
+        "policy": [],
+        "tree_policy": [],
+        "trouble": None,
+        "scrub": None,
         "branch": None,
         "push_number": 0,
         "pushes": [],
@@ -330,7 +375,7 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         **raw,
         "generations": [{"author": "", "push": "", "exact": False, **g} for g in raw["generations"]],
         "holds": [{"branch": False, **h} for h in raw["holds"]],
-        "intent": {"push": "", **raw["intent"]} if raw["intent"] else None,
+        "intent": {"push": "", "moved": 0.0, **raw["intent"]} if raw["intent"] else None,
     }
 
 
@@ -355,7 +400,14 @@ def _child(raw: dict[str, Any]) -> Child:
 
 def _summary(raw: dict[str, Any]) -> Summary:
     children = tuple(_child(child) for child in raw["children"])
-    return Summary(State(raw["state"]), _position(raw["position"]), raw["size_bytes"], children)
+    return Summary(
+        State(raw["state"]),
+        _position(raw["position"]),
+        raw["size_bytes"],
+        children,
+        raw.get("trouble", ""),
+        raw.get("told", 0.0),
+    )
 
 
 def _generation(raw: dict[str, Any]) -> Generation:
@@ -374,6 +426,10 @@ def _intent(raw: dict[str, Any]) -> Intent:
 
 def _pairs(raw: list[list[int]]) -> tuple[Pair, ...]:
     return tuple((offset, length) for offset, length in raw)
+
+
+def _settings(raw: list[list[str]]) -> Settings:
+    return tuple((key, text) for key, text in raw)
 
 
 def _branch(raw: dict[str, Any]) -> Branch:
@@ -423,4 +479,8 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         landed=tuple((owner, number) for owner, number in raw["landed"]),
         leases=tuple(Lease(**{**lease, "extents": _pairs(lease["extents"])}) for lease in raw["leases"]),
         discarding=tuple((image_id, name) for image_id, name in raw["discarding"]),
+        policy=_settings(raw["policy"]),
+        tree_policy=_settings(raw["tree_policy"]),
+        trouble=Trouble(**raw["trouble"]) if raw["trouble"] else None,
+        scrub=Scrub(**raw["scrub"]) if raw["scrub"] else None,
     )

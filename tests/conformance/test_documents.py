@@ -4,6 +4,7 @@ import pytest
 from conformance.conftest import World, wait_until
 
 from rbdtree import errors
+from rbdtree.ports import EDGE
 
 LONG = 60.0
 
@@ -203,3 +204,90 @@ def test_breaking_an_old_claim_leaves_a_new_one(world: World) -> None:
     world.pool.break_claim(name, old)
     found = wait_until(lambda: world.pool.claimed(name))
     assert found.cookie == "theirs"
+
+
+def test_claims_for_other_purposes_do_not_meet(world: World) -> None:
+    name = world.name()
+    world.pool.create_document(name, "one")
+    world.pool.claim(name, "mine", "me", LONG)
+    world.other.claim(name, "theirs", "they", LONG, EDGE)
+    with pytest.raises(errors.Busy):
+        world.pool.claim(name, "mine", "me", LONG, EDGE)
+    with pytest.raises(errors.Fenced):
+        # The claim of a manager is none to write under.
+        world.other.swap_document(name, 1, "two", "theirs")
+    world.other.unclaim(name, "theirs", EDGE)
+    assert world.other.claimed(name, EDGE) is None
+    found = world.other.claimed(name)
+    assert found is not None
+    assert found.cookie == "mine"
+
+
+def test_everybody_who_enlists_is_listed(world: World) -> None:
+    world.pool.add_entry("node.1", "one")
+    assert world.pool.enlisted() == []
+    world.pool.enlist("mine", "me", LONG)
+    world.other.enlist("theirs", "they", LONG)
+    assert {(info.cookie, info.owner) for info in world.pool.enlisted()} == {("mine", "me"), ("theirs", "they")}
+    world.pool.enlist("mine", "me again", LONG)
+    assert {(info.cookie, info.owner) for info in world.other.enlisted()} == {("mine", "me again"), ("theirs", "they")}
+    world.pool.delist("mine")
+    world.pool.delist("mine")
+    assert [info.cookie for info in world.other.enlisted()] == ["theirs"]
+
+
+def test_who_does_not_renew_leaves_the_list(world: World) -> None:
+    world.pool.add_entry("node.1", "one")
+    world.pool.enlist("mine", "me", 1.5)
+    world.other.enlist("theirs", "they", LONG)
+    world.pass_time(1.7)
+    assert [info.cookie for info in world.other.enlisted()] == ["theirs"]
+
+
+def test_a_watcher_is_told(world: World) -> None:
+    name = world.name()
+    with pytest.raises(errors.NotFound):
+        world.pool.watch(name, lambda: None)
+    world.pool.notify(name)
+    world.pool.create_document(name, "one")
+    told: list[int] = []
+    watch = world.pool.watch(name, lambda: told.append(1))
+    assert watch.alive()
+    world.other.notify(name)
+    wait_until(lambda: told)
+    watch.close()
+    world.other.notify(name)
+    again: list[int] = []
+    second = world.other.watch(name, lambda: again.append(1))
+    world.pool.notify(name)
+    wait_until(lambda: again)
+    second.close()
+    assert told == [1]
+
+
+def test_a_watcher_hears_that_its_object_is_gone(world: World) -> None:
+    name = world.name()
+    world.pool.create_document(name, "one")
+    told: list[int] = []
+    watch = world.pool.watch(name, lambda: told.append(1))
+    world.other.remove_document(name, 1)
+    wait_until(lambda: told)
+    wait_until(lambda: not watch.alive())
+    watch.close()
+
+
+def test_an_exception_of_a_watcher_is_its_own(world: World) -> None:
+    name = world.name()
+    world.pool.create_document(name, "one")
+    told: list[int] = []
+
+    def broken() -> None:
+        told.append(1)
+        raise RuntimeError("of the test")
+
+    watch = world.pool.watch(name, broken)
+    world.other.notify(name)
+    wait_until(lambda: told)
+    world.other.notify(name)
+    wait_until(lambda: len(told) == 2)
+    watch.close()
