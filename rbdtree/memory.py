@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -340,15 +341,24 @@ class Watch:
     """Somebody waiting for notifications of one object."""
 
     def __init__(self, pool: "Pool", name: str, told: Callable[[], None]) -> None:
-        self.told = told
+        self._told = told
         self._pool = pool
         self._name = name
         self._lost = False
 
+    def tell(self) -> None:
+        """On a thread of its own, as Ceph does."""
+
+        def call() -> None:
+            with suppress(Exception):
+                self._told()
+
+        threading.Thread(target=call, name=f"told-{self._name}", daemon=True).start()
+
     def lose(self) -> None:
         """The object is gone."""
         self._lost = True
-        threading.Thread(target=self.told, name=f"lost-{self._name}", daemon=True).start()
+        self.tell()
 
     def alive(self) -> bool:
         return not self._lost and self._pool.address not in self._pool.storage.fenced
@@ -578,7 +588,7 @@ class Pool:
                 return
             watches = list(self.place.watches.get(name, []))
         for watch in watches:
-            threading.Thread(target=watch.told, name=f"told-{name}", daemon=True).start()
+            watch.tell()
 
     def journal(self, image_id: str) -> Journal:
         raise errors.NotFound(f"image {image_id} has no journal")
