@@ -5,6 +5,7 @@ node, must hold just that. ``STORIES`` are walked with a death at every effect; 
 that they are found.
 """
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rbdtree import errors, memory
 from rbdtree.engine import copy as copying
-from rbdtree.engine import delta, desk, forest, marks, membership, mirror, sync
+from rbdtree.engine import delta, desk, edge, forest, marks, membership, mirror, relay, sync
 from rbdtree.engine.claim import SECONDS
 from rbdtree.engine.copy import Target
 from rbdtree.engine.cut import cut
@@ -286,10 +287,12 @@ class Trees(RuleBasedStateMachine):
     @rule(after=st.integers(0, 12))
     def sync_and_interrupt(self, after: int) -> None:
         """Ctrl-C while something is copied: the worker leaves in good order."""
+        self.interrupt(after)
 
+    def interrupt(self, after: int, only: str | None = None) -> None:
         def interrupted(sites: Any) -> None:
             reporter = StopsAfter(after)
-            run = sync.Sync(sites, reporter)
+            run = sync.Sync(sites, reporter, only=frozenset([only]) if only else None)
             reporter.stop = run.stop
             for outcome in run.run(self.tree(sites)):
                 fine = outcome.error is None or isinstance(outcome.error, errors.Interrupted)
@@ -297,6 +300,21 @@ class Trees(RuleBasedStateMachine):
 
         with ThreadPoolExecutor(1) as late:
             self.work(interrupted, late=late)
+
+    @rule(node=seeds, dies=rarely, how=ways)
+    def sync_one_through(self, node: int, dies: int | None, how: str) -> None:
+        """As a manager does: what the parent is still receiving is taken from it meanwhile."""
+        document = self.picked(node, lambda d: d.kind is Kind.MIRROR)
+        if document:
+            self.work(lambda s: self.through(s, document.name), dies, how)
+
+    def through(self, sites: Any, name: str) -> edge.Outcome:
+        node, document = forest.document_of(self.tree(sites).member(name))
+        stop = threading.Event()
+        run = edge.EdgeRun(sites, Silent(), stop, relay=True)
+        outcome = run.run(node, document.kind, desk.Desk(1, Silent(), stop, copying.Window(1 << 20)))
+        assert outcome.error is None or self.excused(outcome.error), repr(outcome.error)
+        return outcome
 
     @rule(node=seeds, number=seeds)
     def retire(self, node: int, number: int) -> None:
@@ -465,6 +483,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying.chunks, "__defaults__", (UNIT, 4096))
     monkeypatch.setattr(desk, "_RECORD_SECONDS", 0.0)
     monkeypatch.setattr(desk, "_PATIENCE", 0.05)
+    monkeypatch.setattr(relay, "STALL_SECONDS", 0.0)
+    monkeypatch.setattr(relay, "Copy", MeddledCopy)
+    monkeypatch.setattr(relay, "_GLANCE_SECONDS", 0.0)
 
 
 def test_trees() -> None:
@@ -490,13 +511,13 @@ def test_nothing_is_held_that_was_removed_by_hand() -> None:
 
 
 def replanned(monkeypatch: pytest.MonkeyPatch, change: Callable[[MirrorState, steps.Plan], steps.Plan]) -> None:
-    right = sync.plan_mirror
+    right = edge.plan_mirror
 
     def wrong(state: MirrorState) -> Any:
         found = right(state)
         return change(state, found) if isinstance(found, tuple) else found
 
-    monkeypatch.setattr(sync, "plan_mirror", wrong)
+    monkeypatch.setattr(edge, "plan_mirror", wrong)
 
 
 def seal_before_copy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,6 +686,104 @@ def interrupted_everywhere() -> None:
 
 def test_a_sync_may_be_interrupted_anywhere() -> None:
     interrupted_everywhere()
+
+
+MEDDLERS: list[Callable[[], None]] = []
+"""Called once each, before a round of a relay reads."""
+
+
+class MeddledCopy(copying.Copy):
+    def run(self) -> copying.Copied:
+        if MEDDLERS:
+            MEDDLERS.pop()()
+        return super().run()
+
+
+def a_chain(trees: Trees) -> str:
+    """root -> n2 -> the mirror that this returns."""
+    trees.begin(6)
+    trees.join(Kind.MIRROR, trees.documents()["n2"][1], False, None)
+    trees.sync_all()
+    return f"n{trees.count}"
+
+
+def more(trees: Trees) -> None:
+    """Writes all over the volume, other bytes than before, and a generation of them."""
+    trees.write(0, 5 * UNIT, 11 + len(trees.recorded))
+    trees.write(5 * UNIT + 4096, 4096, 5)
+    trees.cut(None, "before")
+
+
+def relayed_everywhere() -> int:
+    """The parent stops in the middle, the child takes what is there, somebody else interferes; all come together."""
+    twists = ("", "again", "next", "shrink", "diverge")
+    cases = [*itertools.product(range(1, 6), twists, (0,)), *((2, "mid-round", then) for then in range(1, 16))]
+    return sum(relayed_once(*case) for case in cases)
+
+
+def relayed_once(after: int, twist: str, then: int) -> bool:
+    trees = Trees()
+    far = a_chain(trees)
+
+    def take() -> edge.Outcome:
+        return trees.work(lambda s: trees.through(s, far))  # type: ignore[no-any-return]
+
+    more(trees)
+    if twist == "mid-round":
+        # The parent seals what it is receiving, and goes on to the next delta, while the child reads from its head.
+        more(trees)
+        MEDDLERS.append(lambda: trees.interrupt(then, "n2"))
+    trees.sync_and_interrupt(after)
+    outcome = take()
+    MEDDLERS.clear()
+    trees.check()
+    if twist == "again":
+        trees.sync_and_interrupt(2)
+        take()
+    elif twist == "next":
+        more(trees)
+        trees.work(lambda s: trees.sync(s, "n2"))
+        take()
+    elif twist == "shrink":
+        trees.resize(3 * UNIT)
+        trees.cut(None, "before")
+        trees.sync_and_interrupt(3)
+        take()
+    elif twist == "diverge" and trees.documents()["n2"][1].intent:
+        # The parent finds that it is not what it should be, and looks at everything again.
+        trees.work(lambda s: distrust(trees, s, "n2"))
+        take()
+    trees.check()
+    trees.sync_all()
+    trees.check()
+    trees.teardown()
+    return any(step.startswith("relay") for step in outcome.steps)
+
+
+def distrust(trees: Trees, sites: Any, name: str) -> None:
+    node, _ = forest.document_of(trees.tree(sites).member(name))
+    head = node.pool.open(node.read().image_id, read_only=False)
+    # A byte that the delta does not change is wrong, and the copy that is under way knows nothing of it.
+    head.submit_write(5 * UNIT, b"wrong", trees.done)
+    head.close()
+    now = trees.now
+    node.update(
+        lambda d: replace(
+            d,
+            distrust="of the test",
+            intent=d.intent and replace(d.intent, done_bytes=0, relayed=0.0, started=now, client=""),
+        )
+    )
+
+
+def test_a_delta_passes_on_while_it_arrives() -> None:
+    assert relayed_everywhere() > 10
+
+
+def test_a_round_that_trusts_a_parent_that_moved_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay.Relay, "_still", lambda *_: True)
+    with pytest.raises(AssertionError):
+        relayed_everywhere()
 
 
 def test_progress_that_counts_what_was_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,16 @@ def describe(info: ClaimInfo) -> str:
 
 
 class Claim:
-    """A held claim on a node. A context manager; a thread renews it."""
+    """A held claim on a node. A context manager; a thread renews it.
 
-    def __init__(self, node: Node, purpose: str, wait: bool = False) -> None:
+    ``leave``: when set, the work is to be another's: nothing more is written, and nothing is renewed."""
+
+    def __init__(self, node: Node, purpose: str, wait: bool = False, leave: threading.Event | None = None) -> None:
         self.node = node
         self.cookie = uuid.uuid4().hex
         self._owner = identity(purpose, node.pool.cluster.address())
         self._wait = wait
+        self._leave = leave or threading.Event()
         self._done = threading.Event()
         self._lost = False
         self._until = 0.0
@@ -122,7 +125,7 @@ class Claim:
 
     def check(self) -> None:
         """Raises ``Fenced`` when the claim may be somebody else's by now."""
-        if self._lost or time.monotonic() > self._until:
+        if self._lost or self._leave.is_set() or time.monotonic() > self._until:
             raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
 
     def free(self, image: Image) -> None:
@@ -172,6 +175,9 @@ class Claim:
 
     def _keep(self) -> None:
         while not self._done.wait(_RENEW):
+            if self._leave.is_set():
+                self._lost = True
+                return
             try:
                 # Never taken anew: while we slept through its end, another may have come and gone.
                 self._take(renew=True)

@@ -10,6 +10,7 @@ which all have, and what a restart begins from.
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,30 @@ class Window:
             self._used -= count
 
 
+class Pace:
+    """Bytes a second that copies together may read from their source; ``rate`` is asked anew each time (None: any)."""
+
+    def __init__(self, rate: Callable[[], int | None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._paid = 0.0
+
+    @property
+    def limited(self) -> bool:
+        return self._rate() is not None
+
+    def delay(self) -> float:
+        """Seconds until what was read is paid for."""
+        return max(0.0, self._paid - self._clock()) if self.limited else 0.0
+
+    def spend(self, count: int) -> None:
+        rate = self._rate()
+        if rate:
+            with self._guard:
+                self._paid = max(self._paid, self._clock()) + count / rate
+
+
 @dataclass
 class Target:
     """A head to write into. ``existing``: where it may hold data; zeroes elsewhere are not shipped."""
@@ -85,6 +110,7 @@ class Copied:
     """
 
     read_bytes: int = 0
+    chunks: int = 0
     passed_bytes: int = 0
     elided_bytes: int = 0
     total_bytes: int | None = None
@@ -175,6 +201,7 @@ class Copy:
         progress: Callable[[Copied], None] = lambda _: None,
         compare: bool = False,
         window: "Window | None" = None,
+        pace: Pace | None = None,
     ) -> None:
         self._source = source
         self._targets = targets
@@ -183,6 +210,9 @@ class Copy:
         self._progress = progress
         self._compare = compare
         self._window = window or Window(WINDOW)
+        self._pace = pace
+        self._held: tuple[int, int, list[Pair]] | None = None
+        """The next read, waiting for its turn."""
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._backlog: Iterator[tuple[int, int, list[Pair]]] = iter(())
         self._batches: deque[list[Pair]] = deque()
@@ -228,10 +258,13 @@ class Copy:
         while True:
             if self._fatal is None:
                 self._submit()
-            if not self._open and (self._fatal is not None or not self._planning):
+            if not self._open and (self._fatal is not None or (not self._planning and self._held is None)):
                 return
+            wait = _WAIT
+            if self._held and self._pace and self._window.room():
+                wait = min(_WAIT, max(self._pace.delay(), 0.001))
             try:
-                event = self._events.get(timeout=_WAIT)
+                event = self._events.get(timeout=wait)
             except queue.Empty:
                 self._guarded(self._check)
                 self._progress(self.copied)
@@ -254,10 +287,12 @@ class Copy:
 
     def _submit(self) -> None:
         while self._window.room() or not self._open:
-            following = self._next()
-            if following is None:
+            self._held = self._held or self._next()
+            if self._held is None or (self._pace and self._pace.delay()):
                 return
-            start, end, pieces = following
+            (start, end, pieces), self._held = self._held, None
+            if self._pace:
+                self._pace.spend(end - start)
             copies = 1 + sum(1 for target in self._targets if not target.failed)
             chunk = _Chunk(start, end, pieces, (end - start) * copies + _OVERHEAD)
             self._open.append(chunk)
@@ -334,6 +369,7 @@ class Copy:
             )
         elif self._fatal is None:
             self.copied.read_bytes += len(result)
+            self.copied.chunks += 1
             chunk.data = result
             chunk.dropped = False
             if self._compare:

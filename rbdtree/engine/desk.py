@@ -30,7 +30,7 @@ class _Ticket:
 
 
 class Desk:
-    """One per parent and sync; ``edges`` siblings come to it."""
+    """One per parent; ``edges`` siblings come to it, and those that enter later."""
 
     def __init__(self, edges: int, reporter: Reporter, stop: threading.Event, window: Window) -> None:
         self._deciding = edges
@@ -39,6 +39,11 @@ class Desk:
         self._window = window
         self._waiting: list[_Ticket] = []
         self._moved = threading.Condition()
+
+    def enter(self) -> None:
+        """One edge more will come, or leave."""
+        with self._moved:
+            self._deciding += 1
 
     def leave(self) -> None:
         """This edge will not copy any more."""
@@ -100,6 +105,7 @@ class Desk:
             progress=progress,
             compare=lead.compare,
             window=self._window,
+            pace=lead.pace,
         )
         error: BaseException | None = None
         try:

@@ -1,5 +1,6 @@
 """What is at the ends of an edge: documents against images."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -189,6 +190,10 @@ def with_summary(child: NodeDocument) -> Change:
         if document.child(child.edge) is None:
             return document
         told = summary_of(child, document.position if document.kind is not Kind.CLONE else None)
+        known = document.child(child.edge)
+        if known and known.summary and replace(known.summary, told=told.told) == told:
+            return document
+        told = replace(told, told=round(time.time(), 3))
         return replace(
             document,
             children=tuple(replace(c, summary=told) if c.edge == child.edge else c for c in document.children),

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, sample
+from rbdtree.engine import delta, ends, extents, relay, sample
 from rbdtree.engine.claim import Claim, worker_name
-from rbdtree.engine.copy import Target
+from rbdtree.engine.copy import Pace, Target
 from rbdtree.engine.node import Node, cluster_of
 from rbdtree.model.document import Intent, NodeDocument, PushState
 from rbdtree.model.extent import Extents, Pair
@@ -35,6 +35,7 @@ class CopyRequest:
     start: int = 0
     compare: bool = False
     local: bool = False
+    pace: Pace | None = None
 
 
 class MirrorEdge:
@@ -47,6 +48,9 @@ class MirrorEdge:
         claim: Claim | None,
         reporter: Reporter,
         now: Callable[[], float] = time.time,
+        *,
+        relay: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         self.child = child
         self._sites = sites
@@ -62,6 +66,11 @@ class MirrorEdge:
         self._above: NodeDocument | None = None
         self._local: list[Image] = []
         self._begun_by_another = False
+        self._relays = relay
+        self._pace = pace
+        self.waits = ""
+        """Why the newest generation is not here yet, when its parent is still receiving it."""
+        self.relayed_bytes = 0
 
     def close(self) -> None:
         """Closes the images, and says in the document that this worker left in good order.
@@ -118,7 +127,16 @@ class MirrorEdge:
             history=self.document.history,
             needed=ends.needed_by(self.document),
             gone=forgotten,
+            arriving=self._arriving(intent),
         )
+
+    def _arriving(self, intent: Intent | None) -> Pending | None:
+        """What the parent is receiving itself, if that may be taken from it meanwhile, or was."""
+        found = relay.arriving(self._above) if self._above else None
+        begun = intent is not None and found is not None and intent.target == found.target
+        # Bytes of own pushes need not come down again; which generation they are is known when it is sealed.
+        wanted = self._relays and not self.document.pushes and not self.document.distrust
+        return found if begun or wanted else None
 
     def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...], Forgotten | None]:
         document = self.upstream.read()
@@ -175,6 +193,8 @@ class MirrorEdge:
                 self._intend(since, target)
             case steps.Copy(since, target):
                 return self._copy(since, target)
+            case steps.Relay(since, target):
+                self._relay(since, target)
             case steps.RollBack(target):
                 return self._roll_back(target)
             case steps.Seal(position):
@@ -207,13 +227,16 @@ class MirrorEdge:
     def _intend(self, since: Position | None, target: Position) -> None:
         self._begun_by_another = False
         generation = self._upstream_document().generation(target) or self.document.generation(target)
-        if generation is None and target.sequence:
+        coming = self._upstream_document().intent
+        if generation is None and target.sequence and not (coming and coming.target == target):
             raise errors.Changed(f"generation {target} left {self.upstream.name}")
+        now = self._now()
         intent = Intent(
             target=target,
             since=since,
             size_bytes=generation.size_bytes if generation else 0,
-            started=self._now(),
+            started=now,
+            moved=now,
             worker=worker_name(),
             client=self._cluster.address(),
         )
@@ -234,6 +257,8 @@ class MirrorEdge:
         source = self._open_source(self._upstream_document(), target)
         first, last = self._snapshot(since) if since else None, self._snapshot(target)
         compare = bool(self.document.distrust)
+        if not relay.counts(intent, self._upstream_document()):
+            intent = self._record_relayed(0, 0.0, intent.size_bytes)
         size = source.size()
         if self._begun_by_another and not compare:
             self._check_resumed(head, source, first, last)
@@ -246,6 +271,7 @@ class MirrorEdge:
         existing = delta.coarse(head, None, None)
 
         into = Target(self.name, head, Extents.of([(0, size)]) if compare else existing)
+        alone = compare or (self._pace is not None and self._pace.limited)
 
         def planned(start: int) -> Iterable[list[Pair]]:
             if compare:
@@ -257,14 +283,48 @@ class MirrorEdge:
                 yield pairs
 
         return CopyRequest(
-            # What is compared depends on what this head holds: nobody else's.
-            key=(self.upstream.node_id, f"{since} {target} {self.child.node_id if compare else ''}"),
+            # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others.
+            key=(self.upstream.node_id, f"{since} {target} {self.child.node_id if alone else ''}"),
             source=source,
             planned=planned,
             target=into,
             start=intent.done_bytes,
             compare=compare,
+            pace=self._pace,
         )
+
+    def _relay(self, since: Position | None, target: Position) -> None:
+        """What the parent has of a delta that it is still receiving, as it comes."""
+        head, intent, above = self._open_head(), self._intent(), self._upstream_document()
+        run = relay.Relay(
+            self.upstream,
+            lambda: self.upstream.pool.open(above.image_id),
+            head,
+            self._snapshot(since) if since else None,
+            self._check,
+        )
+        self.waits = run.run(intent, self._record_relayed, self._reporter, self.name, self._pace)
+        self.relayed_bytes += run.written_bytes
+
+    def _record_relayed(self, done_bytes: int, relayed: float, size_bytes: int) -> Intent:
+        def change(document: NodeDocument) -> NodeDocument:
+            if document.intent is None:
+                return document
+            now = self._now()
+            # Who takes the delta from here sees by the new beginning that what it took does not count either.
+            started = document.intent.started if done_bytes else now
+            moved = replace(
+                document.intent,
+                done_bytes=done_bytes,
+                relayed=relayed,
+                size_bytes=size_bytes,
+                started=started,
+                moved=now,
+            )
+            return replace(document, intent=moved)
+
+        self._update(change)
+        return self._intent()
 
     def _own_push(self, since: Position | None, target: Position, head: Image) -> CopyRequest | None:
         """A generation that is a push which went up from or through here: its bytes need not come down again."""
@@ -341,7 +401,7 @@ class MirrorEdge:
             intent = document.intent
             if intent is None or intent.since == intent.target or intent.done_bytes >= done_bytes:
                 return document
-            return replace(document, intent=replace(intent, done_bytes=done_bytes))
+            return replace(document, intent=replace(intent, done_bytes=done_bytes, moved=self._now()))
 
         self._update(change)
 
@@ -364,7 +424,13 @@ class MirrorEdge:
             head.create_snapshot(self._snapshot(position))
 
     def _distrust(self, seen: str) -> None:
-        self._update(lambda d: replace(d, distrust=seen, intent=d.intent and replace(d.intent, done_bytes=0)))
+        now = self._now()
+        # Whoever took this delta from here while it arrived sees by the new beginning that it has to look again.
+        self._update(
+            lambda d: replace(
+                d, distrust=seen, intent=d.intent and replace(d.intent, done_bytes=0, relayed=0.0, started=now)
+            )
+        )
         raise errors.Integrity(
             f"{self.name}: {seen}",
             f"Look with 'rbdtree verify {self.name}'; the next sync compares everything before it goes on.",
@@ -383,10 +449,15 @@ class MirrorEdge:
             above.push if above else "",
             above.exact if above else False,
         )
-        leases = self._upstream_document().leases
+        leases, begun = self._upstream_document().leases, self._intent().started
         self._update(
             lambda d: replace(
-                d.with_generation(generation), intent=None, distrust="", epoch=position.epoch, leases=leases
+                d.with_generation(generation),
+                intent=None,
+                distrust="",
+                epoch=position.epoch,
+                leases=leases,
+                begun=begun,
             )
         )
 

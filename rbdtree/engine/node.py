@@ -97,6 +97,8 @@ class Node:
                 return changed
         self.pool.swap_document(self.object, revision, encode(changed), claim)
         self._seen = revision + 1, changed
+        # Managers, and whoever looks on, need not wait for their next poll.
+        self.pool.notify(self.object)
         return changed
 
     def remove(self) -> None:

@@ -7,10 +7,10 @@ from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine.claim import describe
 from rbdtree.engine.clone import CloneEdge
+from rbdtree.engine.edge import plan_of
 from rbdtree.engine.forest import Member, Tree
 from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.push import conflict as refusal
-from rbdtree.engine.sync import plan_of
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState, State, Summary
 from rbdtree.model.position import Position
 from rbdtree.plan.conflict import Conflict, InUse

@@ -12,10 +12,10 @@ from rbdtree.engine import marks
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.desk import Desk
+from rbdtree.engine.edge import plan_of
 from rbdtree.engine.membership import trash_spec
 from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.node import Node
-from rbdtree.engine.sync import plan_of
 from rbdtree.model.document import Kind
 from rbdtree.model.name import format_duration
 from rbdtree.model.position import START

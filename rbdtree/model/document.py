@@ -224,7 +224,8 @@ class Intent:
     ``since`` is the generation the head had, None when it was empty; every byte of the volume before ``done_bytes`` is
     already that of ``target``. ``client`` is the RADOS address of the worker, to fence it should it come back from the
     dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push
-    that is being applied at the root. ``moved``: when it last got on.
+    that is being applied at the root. ``moved``: when it last got on. ``relayed``: ``started`` of the parent's own copy
+    from which the bytes before ``done_bytes`` were taken while it was under way; 0: from a sealed generation.
     """
 
     target: Position
@@ -237,6 +238,7 @@ class Intent:
     image_id: str = ""
     push: str = ""
     moved: float = 0.0
+    relayed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,8 @@ class NodeDocument:
 
     ``phase`` is empty but while the node joins or leaves its tree (``joining``, ``removing``, ``detaching``): the
     command that died there goes on when it is run again. ``policy``: this node's own settings;
-    ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync.
+    ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync. ``begun``: when
+    the copy of the newest generation began that led to its seal.
     """
 
     tree_id: str
@@ -275,6 +278,7 @@ class NodeDocument:
     tree_policy: Settings = ()
     trouble: Trouble | None = None
     scrub: Scrub | None = None
+    begun: float = 0.0
 
     @property
     def name(self) -> str:
@@ -363,6 +367,7 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         "tree_policy": [],
         "trouble": None,
         "scrub": None,
+        "begun": 0.0,
         "branch": None,
         "push_number": 0,
         "pushes": [],
@@ -375,7 +380,7 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         **raw,
         "generations": [{"author": "", "push": "", "exact": False, **g} for g in raw["generations"]],
         "holds": [{"branch": False, **h} for h in raw["holds"]],
-        "intent": {"push": "", "moved": 0.0, **raw["intent"]} if raw["intent"] else None,
+        "intent": {"push": "", "moved": 0.0, "relayed": 0.0, **raw["intent"]} if raw["intent"] else None,
     }
 
 
@@ -483,4 +488,5 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         tree_policy=_settings(raw["tree_policy"]),
         trouble=Trouble(**raw["trouble"]) if raw["trouble"] else None,
         scrub=Scrub(**raw["scrub"]) if raw["scrub"] else None,
+        begun=raw["begun"],
     )

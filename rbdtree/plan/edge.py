@@ -29,6 +29,7 @@ from rbdtree.plan.step import (
     Hold,
     Intend,
     Plan,
+    Relay,
     Release,
     RollBack,
     Seal,
@@ -57,7 +58,8 @@ class MirrorState:
     ``upstream``/``downstream``: generations recorded there whose snapshot is really there. ``lost``: recorded
     downstream, but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the
     newest downstream generation (or against emptiness), when no intent is pending. ``needed``: what branches at or
-    below the child stand on.
+    below the child stand on. ``arriving``: the delta that the parent is receiving itself, where it may be taken from it
+    meanwhile.
     """
 
     node: str
@@ -73,6 +75,7 @@ class MirrorState:
     history: bool = False
     needed: frozenset[Position] = field(default_factory=frozenset)
     gone: ImageGone | Forgotten | None = None
+    arriving: Pending | None = None
 
 
 def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conflict:
@@ -84,7 +87,14 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     if not isinstance(start, _Start):
         return start
     steps, base = [*start.steps], start.base
+    if start.relays:
+        return tuple(steps)
     path = _path(state, base, goal)
+    arriving = state.arriving
+    if arriving and not start.torn and not path and not state.pending and _follows(state, base, arriving):
+        # Sealed, settled and released when the parent has sealed it: another plan.
+        steps += _hold(held, base)
+        return (*steps, Intend(base, arriving.target), Relay(base, arriving.target))
     if start.torn or (path and base and base not in state.upstream):
         # Onto a generation that both ends have when there is more to come, onto the newest of its own when not.
         back = _way_back(state, bool(path))
@@ -126,12 +136,14 @@ class _Start:
     """Where a path can begin: after ``steps`` the head is ``base`` (None: empty), unless it is ``torn``.
 
     ``forget``: generations to strike only under an intent, as without one the head would look changed by somebody.
+    ``relays``: the steps end with a relay, and the parent decides how it goes on.
     """
 
     steps: Plan
     base: Position | None
     torn: bool = False
     forget: Plan = ()
+    relays: bool = False
 
 
 def _mend(state: MirrorState, held: set[Position]) -> _Start | Conflict:
@@ -145,6 +157,8 @@ def _mend(state: MirrorState, held: set[Position]) -> _Start | Conflict:
     if pending and not pending.rollback and _can_copy(pending, state):
         ending = (Copy(pending.since, pending.target), Seal(pending.target), Settle(pending.target))
         return _Start((*forget, *_hold(held, pending.since, pending.target), *ending), pending.target)
+    if pending and pending == state.arriving and _follows(state, base, pending):
+        return _Start((*forget, *_hold(held, base), Relay(pending.since, pending.target)), base, relays=True)
     if pending:
         return _Start((), base, torn=True, forget=forget)
     if state.lost and (base is None or max(state.lost) > base):
@@ -155,6 +169,11 @@ def _mend(state: MirrorState, held: set[Position]) -> _Start | Conflict:
     if base and state.head_bytes != state.expected_bytes:
         return HeadResized(state.node, state.image, base, state.head_bytes, state.expected_bytes)
     return _Start(forget, base)
+
+
+def _follows(state: MirrorState, base: Position | None, arriving: Pending) -> bool:
+    """Whether what arrives upstream is the very next thing here: from the generation that is the newest at both."""
+    return arriving.since == base == max(state.upstream, default=None) and arriving.since != arriving.target
 
 
 def _can_copy(pending: Pending, state: MirrorState) -> bool:

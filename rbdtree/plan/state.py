@@ -29,4 +29,5 @@ def summary_of(document: NodeDocument, newest: Position | None) -> Summary:
         position=found.position if found else None,
         size_bytes=found.size_bytes if found else 0,
         children=document.children,
+        trouble=document.trouble.message if document.trouble else "",
     )

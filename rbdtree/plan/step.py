@@ -41,6 +41,17 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Relay:
+    """Write what the parent has of a delta that it is still receiving itself into the child's head, as it comes."""
+
+    since: Position | None
+    target: Position
+
+    def __str__(self) -> str:
+        return f"relay {self.since or 'all'} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
 class RollBack:
     """Bring the child's head back to a generation it has sealed itself (sequence 0: to nothing)."""
 
@@ -118,5 +129,5 @@ class Swap:
         return f"swap to {self.position}"
 
 
-Step = Hold | Intend | Copy | RollBack | Seal | Settle | Abandon | Forget | Release | Clone | Swap
+Step = Hold | Intend | Copy | Relay | RollBack | Seal | Settle | Abandon | Forget | Release | Clone | Swap
 Plan = tuple[Step, ...]
