@@ -631,6 +631,7 @@ class Sites:
     """Named clusters; ``storages`` may be shared with other clients."""
 
     def __init__(self, storages: dict[str, Storage]) -> None:
+        self._storages = storages
         self._clusters = {name: Cluster(name, storage) for name, storage in storages.items()}
 
     def names(self) -> list[str]:
@@ -640,6 +641,9 @@ class Sites:
         if site not in self._clusters:
             raise errors.NotFound(f"there is no site {site!r}")
         return self._clusters[site]
+
+    def renew(self, site: str) -> None:
+        self._clusters[site] = Cluster(site, self._storages[site])
 
 
 def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: bytes) -> None:

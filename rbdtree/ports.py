@@ -319,6 +319,11 @@ class Sites(Protocol):
     def cluster(self, site: str) -> Cluster:
         """``NotFound`` for an unknown site, ``Unreachable`` when it does not answer in time."""
 
+    def renew(self, site: str) -> None:
+        """Connects anew when next asked for: a client that was fenced is of no more use, and has a new name then.
+
+        What was opened before stays open, for those who still hold it."""
+
 
 class Reporter(Protocol):
     """Told what goes on; never decides anything. Called from several threads."""

@@ -86,7 +86,7 @@ def verify(
         name = snapshot_name(document.tree_id, verdict.position)
         source = _open(other, theirs, name)
         try:
-            _against(node, document, source, name, theirs, verdict, reporter)
+            compare_node(node, document, source, name, theirs, verdict, reporter)
         finally:
             source.close()
     except errors.Error as error:
@@ -108,7 +108,7 @@ def _open(node: Node, document: NodeDocument, snapshot: str | None) -> Image:
         ) from error
 
 
-def _against(
+def compare_node(
     node: Node,
     document: NodeDocument,
     source: Image,
@@ -116,7 +116,9 @@ def _against(
     theirs: NodeDocument,
     verdict: Verdict,
     reporter: Reporter,
+    within: Pair | None = None,
 ) -> None:
+    """A node with the open ``snapshot`` of another; a clean clone of it needs no comparing (``structural``)."""
     clone = document.kind is Kind.CLONE
     image = _open(node, document, None if clone else snapshot)
     try:
@@ -127,19 +129,30 @@ def _against(
             if right and same and not image.own_data() and image.size() == source.size():
                 verdict.structural = True
                 return
-        compare(source, image, None if clone else snapshot, snapshot, verdict, reporter)
+        compare(source, image, None if clone else snapshot, snapshot, verdict, reporter, within)
     finally:
         image.close()
 
 
-def compare(source: Image, image: Image, mine: str | None, theirs: str, verdict: Verdict, reporter: Reporter) -> None:
-    """All bytes of the two; what differs goes into the verdict. ``mine``/``theirs``: the snapshots they are open at."""
+def compare(
+    source: Image,
+    image: Image,
+    mine: str | None,
+    theirs: str,
+    verdict: Verdict,
+    reporter: Reporter,
+    within: Pair | None = None,
+) -> None:
+    """All bytes of the two, or those ``within`` a range; what differs goes into the verdict. ``mine``/``theirs``: the
+    snapshots they are open at."""
     if source.size() != image.size():
         raise errors.Integrity(
             f"{verdict.node} is {image.size()} bytes long at {verdict.position}, {verdict.against} {source.size()}"
         )
     size = source.size()
     written = delta.coarse(source, None, theirs).union(delta.coarse(image, None, mine)).clip(0, size)
+    if within:
+        written = written.clip(within[0], within[0] + within[1])
     alike = source.layout == image.layout and source.layout.plain
     done = 0
     with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(2) as askers:

@@ -1,0 +1,219 @@
+"""A manager's presence at one site: its entries in the lists of managers, its locks on edges, who else is there.
+
+One thread a site, so that a cluster that does not answer keeps no other waiting. What it renews lasts
+``LEASE_SECONDS``; who has not been answered for more than half of that counts the site as out of reach and gives up
+what it holds there, before others may take it.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from rbdtree import errors
+from rbdtree.engine.claim import identity, is_dead
+from rbdtree.manager.spread import Peer
+from rbdtree.ports import EDGE, ClaimInfo, Pool, Sites
+
+LEASE_SECONDS = 20.0
+_RENEW = LEASE_SECONDS / 4
+_SILENT = LEASE_SECONDS * 0.6
+
+Place = tuple[str, str]
+"""(pool, namespace)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The lock on an edge: on its child's document."""
+
+    place: Place
+    object: str
+    cookie: str
+
+
+class Keeper:
+    """``me`` says what to tell the others; ``lost`` is called with the object of a lock that is another's now;
+    ``moved`` whenever who is there, or whether the site answers, has changed."""
+
+    def __init__(
+        self,
+        sites: Sites,
+        site: str,
+        me: Callable[[], Peer],
+        lost: Callable[[str], None],
+        moved: Callable[[], None],
+    ) -> None:
+        self.site = site
+        self.fsid = ""
+        self.error: errors.Error | None = None
+        self._sites = sites
+        self._me = me
+        self._lost = lost
+        self._moved = moved
+        self._cookie = uuid.uuid4().hex
+        self._guard = threading.Lock()
+        self._held: dict[str, Held] = {}
+        self._places: set[Place] = set()
+        self._peers: dict[Place, tuple[Peer, ...]] = {}
+        self._answered = 0.0
+        self._told = ""
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"keeper-{site}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def answers(self) -> bool:
+        """Whether the site has answered lately."""
+        return bool(self._answered) and time.monotonic() - self._answered < _SILENT
+
+    def peers(self, place: Place) -> tuple[Peer, ...]:
+        """The managers listed there; this one among them, once it is."""
+        return self._peers.get(place, ())
+
+    def watch_over(self, places: set[Place]) -> None:
+        """Where nodes are that this manager may work on."""
+        if places != self._places:
+            self._places = set(places)
+            self._wake.set()
+
+    def look(self) -> None:
+        """Renews at once, as after a change of load."""
+        self._wake.set()
+
+    # -- locks on edges
+
+    def take(self, place: Place, name: str) -> bool:
+        """Takes the lock on the edge to the node with this document; False when it is another's.
+
+        What a process of this machine held that is gone is nobody's."""
+        pool = self._pool(place)
+        cookie = uuid.uuid4().hex
+        owner = identity(f"manager {self._me().manager}", pool.cluster.address())
+        for _ in range(2):
+            try:
+                pool.claim(name, cookie, owner, LEASE_SECONDS, EDGE)
+            except errors.Busy:
+                info = pool.claimed(name, EDGE)
+                if info is None or is_dead(info.owner):
+                    if info:
+                        pool.break_claim(name, info, EDGE)
+                    continue
+                return False
+            with self._guard:
+                self._held[name] = Held(place, name, cookie)
+            return True
+        return False
+
+    def drop(self, name: str) -> None:
+        """Lets an edge go, for others to take at once."""
+        with self._guard:
+            held = self._held.pop(name, None)
+        if held:
+            with suppress(errors.Error):
+                pool = self._pool(held.place)
+                pool.unclaim(name, held.cookie, EDGE)
+                pool.notify(name)
+
+    def holder(self, place: Place, name: str) -> ClaimInfo | None:
+        return self._pool(place).claimed(name, EDGE)
+
+    def _pool(self, place: Place) -> Pool:
+        return self._sites.cluster(self.site).pool(*place)
+
+    # -- the thread
+
+    def _keep(self) -> None:
+        while not self._ending.is_set():
+            self._wake.clear()
+            began = time.monotonic()
+            answered = self.answers()
+            try:
+                self._renew()
+                self.error = None
+                self._answered = began
+            except errors.Fenced as error:
+                # Somebody took over from us while we stood still: this connection can do nothing any more.
+                self.error = error
+                self._lose_all()
+                self._sites.renew(self.site)
+            except errors.Error as error:
+                self.error = error
+            if answered != self.answers():
+                self._moved()
+            self._wake.wait(_RENEW)
+
+    def _renew(self) -> None:
+        cluster = self._sites.cluster(self.site)
+        self.fsid = cluster.fsid
+        with self._guard:
+            held = list(self._held.values())
+        for lock in held:
+            self._renew_lock(lock)
+        text = self._me().text(identity("manager", cluster.address()))
+        for place in list(self._places):
+            try:
+                pool = cluster.pool(*place)
+                pool.enlist(self._cookie, text, LEASE_SECONDS)
+                found = self._list(pool)
+            except (errors.Denied, errors.NotFound):
+                # A key that may only read there, or a pool that is gone: none of ours.
+                continue
+            if found != self._peers.get(place):
+                self._peers[place] = found
+                self._moved()
+        for place in set(self._peers) - self._places:
+            self._peers.pop(place, None)
+            with suppress(errors.Error):
+                cluster.pool(*place).delist(self._cookie)
+        if not self._places:
+            # Nothing to renew: does it answer?
+            cluster.places()
+
+    def _list(self, pool: Pool) -> tuple[Peer, ...]:
+        found = []
+        for info in pool.enlisted():
+            peer = Peer.parse(info.owner)
+            if peer and not is_dead(info.owner):
+                found.append(peer)
+        return tuple(sorted(found, key=lambda p: p.manager))
+
+    def _renew_lock(self, lock: Held) -> None:
+        owner = identity(f"manager {self._me().manager}", self._sites.cluster(self.site).address())
+        try:
+            self._pool(lock.place).renew_claim(lock.object, lock.cookie, owner, LEASE_SECONDS, EDGE)
+        except (errors.NotFound, errors.Busy):
+            with self._guard:
+                known = self._held.pop(lock.object, None)
+            if known:
+                self._lost(lock.object)
+
+    def _lose_all(self) -> None:
+        with self._guard:
+            lost = list(self._held)
+            self._held.clear()
+        for name in lost:
+            self._lost(name)
+
+    def forget(self) -> None:
+        """The site has been silent for too long: what was held there may be another's."""
+        self._lose_all()
+
+    def close(self) -> None:
+        """Leaves the lists and lets everything go."""
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(2)
+        if not self.answers():
+            return
+        with self._guard:
+            names = list(self._held)
+        for name in names:
+            self.drop(name)
+        for place in self._places:
+            with suppress(errors.Error):
+                self._pool(place).delist(self._cookie)

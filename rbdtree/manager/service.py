@@ -1,0 +1,476 @@
+"""The manager: which nodes there are, which of them are its own, when each is due; cycles on a few threads.
+
+    wakes      a document that this manager listens to was written; a schedule; a failure's next try; the poll
+    own        the lock on the edge (keeper), taken and given so that the load spreads (spread)
+    safety     not the edge's lock: the claim that every cycle takes on its node, as commands do
+
+One thread decides (``run``); whatever others find out reaches it through ``wake``.
+"""
+
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from rbdtree import errors
+from rbdtree.engine import copy as copying
+from rbdtree.engine.claim import worker_name
+from rbdtree.engine.desk import Desk
+from rbdtree.engine.forest import Forest, Member, look
+from rbdtree.manager import answer, notify, spread
+from rbdtree.manager.cycle import Cycle, Cycles
+from rbdtree.manager.keeper import Keeper, Place
+from rbdtree.manager.unit import Unit
+from rbdtree.manager.uplinks import Uplinks
+from rbdtree.manager.watches import Listened, Watches
+from rbdtree.model.document import DIRECTORY, Kind, NodeDocument, object_name
+from rbdtree.ports import Reporter, Silent, Sites
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a manager is for. Empty: everything that its sites hold. Seconds.
+
+    ``poll``: how often it looks at all documents, in case a notification was missed; ``whole``: how often at the images
+    too; ``jobs``: cycles at a time.
+    """
+
+    trees: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
+    poll: float = 60.0
+    whole: float = 600.0
+    jobs: int = 16
+    expiry_seconds: float = 86400.0
+
+
+class Listener:
+    """Told what a manager does: for its log and its metrics. Called from several threads."""
+
+    def cycle(self, unit: Unit, cycle: Cycle) -> None:
+        return
+
+    def edge(self, unit: Unit, what: str) -> None:
+        """``taken``, ``given``, ``lost``"""
+
+    def site(self, site: str, error: errors.Error | None) -> None:
+        return
+
+    def problem(self, error: errors.Error) -> None:
+        return
+
+
+class Manager:
+    """``run`` until ``stop``; any number of them, on any machines."""
+
+    def __init__(
+        self, sites: Sites, wish: Wish, listener: Listener | None = None, reporter: Reporter | None = None
+    ) -> None:
+        self.name = f"{worker_name()}:{uuid.uuid4().hex[:6]}"
+        self.units: dict[str, Unit] = {}
+        self.documents: dict[str, NodeDocument] = {}
+        """What was seen last of every node of these trees, the manager's own or not."""
+        self.began = time.time()
+        self.looked = 0.0
+        self.ready = threading.Event()
+        self._sites = sites
+        self._wish = wish
+        self._listener = listener or Listener()
+        self._reporter = reporter or Silent()
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._moved = threading.Condition()
+        self._told: set[Listened] = set()
+        self._lost: set[str] = set()
+        self._kicked = True
+        self._rescan = True
+        self._scanning = False
+        self._found: tuple[Forest, list[Listened]] | None = None
+        self._site_of: dict[str, str] = {}
+        self._window = copying.Window(copying.WINDOW)
+        self._desks: dict[str, Desk] = {}
+        self._cycles = Cycles(sites, self._reporter, self._hurry, self.name, expiry_seconds=wish.expiry_seconds)
+        self.uplinks = Uplinks(sites, self._reporter, self._uplink_failed)
+        self._watches = Watches(sites, self._notified)
+        self._keepers = {site: Keeper(sites, site, self.peer, self._lock_lost, self.kick) for site in sites.names()}
+        self._silent = set(self._keepers)
+        self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
+        self._running = 0
+        self._gave = 0.0
+        self._next_poll = 0.0
+
+    # -- for others
+
+    def stop(self) -> None:
+        """In good order; from any thread or a signal handler's."""
+        self._stopping.set()
+
+    def kick(self) -> None:
+        """Something changed: decide anew."""
+        with self._moved:
+            self._kicked = True
+            self._moved.notify_all()
+
+    def peer(self) -> spread.Peer:
+        """This manager, for the list."""
+        fsids = frozenset(k.fsid for k in self._keepers.values() if k.fsid and k.answers())
+        return spread.Peer(self.name, fsids, sum(unit.held for unit in list(self.units.values())))
+
+    def site_errors(self) -> dict[str, errors.Error | None]:
+        """By site: why it does not answer."""
+        return {name: keeper.error for name, keeper in self._keepers.items()}
+
+    def peers(self) -> set[str]:
+        """The managers seen anywhere, this one among them."""
+        found = {self.name}
+        for keeper in self._keepers.values():
+            for unit in list(self.units.values()):
+                found |= {peer.manager for peer in keeper.peers(unit.place)}
+        return found
+
+    # -- what other threads find out
+
+    def _notified(self, one: Listened) -> None:
+        with self._moved:
+            self._told.add(one)
+            self._moved.notify_all()
+
+    def _lock_lost(self, name: str) -> None:
+        with self._moved:
+            self._lost.add(name)
+            self._moved.notify_all()
+
+    def _uplink_failed(self, unit: Unit, error: errors.Error | None) -> None:
+        if error is None:
+            return
+        self._listener.problem(error)
+        with suppress(errors.Error):
+            kind = answer.answer(error)
+            if kind is not answer.Answer.STOP:
+                found = answer.trouble(unit.trouble, error, time.time(), self.name)
+                unit.trouble = found
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Returns when stopped, everything let go."""
+        for keeper in self._keepers.values():
+            keeper.start()
+        pause = notify.watchdog_seconds() or 5.0
+        try:
+            while not self._stopping.is_set():
+                notify.tell("WATCHDOG=1")
+                self._decide()
+                with self._moved:
+                    if not (self._kicked or self._told or self._lost or self._stopping.is_set()):
+                        self._moved.wait(min(pause, 0.5, self._pause()))
+        finally:
+            self._close()
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        dues = [max(u.due, u.not_before) for u in self.units.values() if u.held and not u.running]
+        return max(0.01, min([due - now for due in dues], default=1.0))
+
+    def _decide(self) -> None:
+        with self._moved:
+            told, self._told = self._told, set()
+            lost, self._lost = self._lost, set()
+            self._kicked = False
+            found, self._found = self._found, None
+        now = time.monotonic()
+        self._look_at_sites()
+        for name in lost:
+            self._give_up(name)
+        if found:
+            self._take_in(*found)
+        for one in told:
+            self._wake(one, now)
+        if self._rescan or now >= self._next_poll:
+            self._scan(now)
+        self._spread(now)
+        self.uplinks.tend(list(self.units.values()))
+        self._dispatch(now)
+
+    # -- what there is
+
+    def _scan(self, now: float) -> None:
+        """On a thread of its own: a cluster that does not answer must not stop the others' edges."""
+        if self._scanning:
+            return
+        self._scanning, self._rescan = True, False
+        self._next_poll = now + self._wish.poll
+        threading.Thread(target=self._look, name="look", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            forest = look(self._sites)
+            wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
+            anew = self._watches.listen(wanted | self._directories())
+            with self._moved:
+                self._found = forest, anew
+        except errors.Error as error:
+            self._listener.problem(error)
+        except Exception as error:
+            self._listener.problem(errors.Bug(f"looking at the sites: {type(error).__name__}: {error}"))
+        finally:
+            self._scanning = False
+            self.kick()
+
+    def _directories(self) -> set[Listened]:
+        places = {(self._site_of[u.ref.fsid], *u.place) for u in self.units.values() if u.ref.fsid in self._site_of}
+        return {Listened(*place, DIRECTORY) for place in places}
+
+    def _take_in(self, forest: Forest, anew: list[Listened]) -> None:
+        for problem in forest.problems:
+            self._listener.problem(problem)
+        now = time.monotonic()
+        self._site_of = {k.fsid: site for site, k in self._keepers.items() if k.fsid}
+        known = set(self.units)
+        found = [m for tree in forest.trees for m in tree.members.values() if m.document]
+        self.documents = {m.ref.node_id: m.document for m in found if m.document}
+        wanted = {m.ref.node_id: m for m in found if self._wanted(m)}
+        for node_id, member in wanted.items():
+            self._meet(node_id, member, now)
+        self._part(known - set(wanted), forest)
+        places: dict[str, set[Place]] = {site: set() for site in self._keepers}
+        for unit in self.units.values():
+            places[unit.ref.site].add(unit.place)
+        for site, keeper in self._keepers.items():
+            keeper.watch_over(places[site])
+        for one in anew:
+            self._wake(one, now)
+        for unit in self.units.values():
+            if unit.held and not unit.running:
+                self._due(unit, now)
+        if set(self.units) != known:
+            # Their watches come with the next look, which need not wait.
+            self._rescan = True
+        self.looked = time.time()
+        self.ready.set()
+
+    def _wanted(self, member: Member) -> bool:
+        if member.document is None or member.ref.site not in self._keepers:
+            return False
+        trees, sites = self._wish.trees, self._wish.sites
+        mine = not trees or bool(trees & {member.document.tree, member.document.tree_id})
+        return mine and (not sites or member.ref.site in sites)
+
+    def _meet(self, node_id: str, member: Member, now: float) -> None:
+        assert member.document is not None
+        unit = self.units.get(node_id)
+        if unit is None:
+            self.units[node_id] = Unit(member.ref, member.document, free_since=now)
+        elif not unit.running and unit.document != member.document:
+            unit.document = member.document
+            self._due(unit, now)
+
+    def _part(self, missing: set[str], forest: Forest) -> None:
+        """From nodes that are gone: from their directories, not just out of reach."""
+        for node_id in missing:
+            unit = self.units[node_id]
+            if not self._unreachable(unit, forest):
+                self._drop(unit)
+                del self.units[node_id]
+
+    def _unreachable(self, unit: Unit, forest: Forest) -> bool:
+        keeper = self._keepers[unit.ref.site]
+        return not keeper.answers() or any(isinstance(p, errors.Unreachable) for p in forest.problems)
+
+    # -- whose it is
+
+    def _look_at_sites(self) -> None:
+        silent = {site for site, keeper in self._keepers.items() if not keeper.answers()}
+        for site in silent - self._silent:
+            keeper = self._keepers[site]
+            self._listener.site(site, keeper.error or errors.Unreachable(f"site {site} does not answer"))
+            keeper.forget()
+            self._leave(keeper.fsid)
+        for site in self._silent - silent:
+            self._listener.site(site, None)
+            self._rescan = True
+        self._silent = silent
+
+    def _leave(self, fsid: str) -> None:
+        """The edges that need a cluster which does not answer are others', if those reach it."""
+        for unit in self.units.values():
+            if unit.held and fsid in unit.needs:
+                self._drop(unit)
+
+    def _give_up(self, name: str) -> None:
+        for unit in self.units.values():
+            if unit.held and object_name(unit.ref.node_id) == name:
+                unit.held = False
+                unit.free_since = time.monotonic()
+                unit.leave.set()
+                self._listener.edge(unit, "lost")
+
+    def _drop(self, unit: Unit) -> None:
+        if unit.held:
+            unit.held = False
+            unit.free_since = time.monotonic()
+            unit.leave.set()
+            self._keepers[unit.ref.site].drop(object_name(unit.ref.node_id))
+            self._listener.edge(unit, "given")
+
+    def _spread(self, now: float) -> None:
+        me = self.peer()
+        for unit in self.units.values():
+            if unit.held or unit.running or now < unit.free_since:
+                continue
+            keeper = self._keepers[unit.ref.site]
+            if keeper.answers() and spread.takes(
+                me, keeper.peers(unit.place), unit.edge, unit.needs, now - unit.free_since
+            ):
+                me = self._try(unit, keeper, now)
+        if now - self._gave < 1.0:
+            return
+        self._gave = now
+        idle = {u.edge: u for u in self.units.values() if u.held and not u.running and now < u.due}
+        peers = {p.manager: p for k in self._keepers.values() for u in idle.values() for p in k.peers(u.place)}
+        given = spread.gives(me, peers.values(), {edge: unit.needs for edge, unit in idle.items()})
+        if given:
+            unit = idle[given]
+            self._drop(unit)
+            # Not to be taken back before the others had their turn.
+            unit.free_since = now + 2 * spread.MOMENT_SECONDS
+            self._keepers[unit.ref.site].look()
+
+    def _try(self, unit: Unit, keeper: Keeper, now: float) -> spread.Peer:
+        unit.tried = now
+        try:
+            taken = keeper.take(unit.place, object_name(unit.ref.node_id))
+        except errors.Error as error:
+            self._listener.problem(error)
+            taken = False
+            unit.free_since = now + 5.0
+        if taken:
+            unit.held, unit.leave = True, threading.Event()
+            unit.not_before, unit.waits_for, unit.whole_due = 0.0, None, 0.0
+            self._due(unit, now)
+            keeper.look()
+            self._listener.edge(unit, "taken")
+        else:
+            # Asked again when its holder may have gone; a notification comes sooner.
+            unit.free_since = max(unit.free_since, now + 2.0)
+        return self.peer()
+
+    # -- when
+
+    def _due(self, unit: Unit, now: float) -> None:
+        unit.due = min(unit.due, now) if unit.due else now
+
+    def _wake(self, one: Listened, now: float) -> None:
+        if one.object == DIRECTORY:
+            self._rescan = True
+            return
+        for unit in self.units.values():
+            if one in unit.listens(self._site_of):
+                if unit.running:
+                    unit.again = True
+                elif unit.held:
+                    self._due(unit, now)
+                else:
+                    # It may have been let go.
+                    unit.free_since = min(unit.free_since, max(now, unit.tried + spread.MOMENT_SECONDS))
+
+    def _dispatch(self, now: float) -> None:
+        due = [u for u in self.units.values() if u.held and not u.running and max(u.due, self._after(u)) <= now]
+        due.sort(key=lambda u: (-u.policy.priority, u.due))
+        chosen: list[Unit] = []
+        busy: dict[str, int] = {}
+        for unit in self.units.values():
+            busy[unit.document.tree_id] = busy.get(unit.document.tree_id, 0) + unit.running
+        for unit in due:
+            tree = unit.document.tree_id
+            if self._running + len(chosen) < self._wish.jobs and busy[tree] < unit.policy.parallel:
+                busy[tree] += 1
+                chosen.append(unit)
+        for unit in chosen:
+            # All of them before any begins: siblings that need the same delta share one read of it.
+            unit.desk = self._desk(unit)
+            if unit.document.kind is Kind.MIRROR:
+                unit.desk.enter()
+        for unit in chosen:
+            unit.running, unit.again = True, False
+            unit.due = now + self._wish.poll
+            self._running += 1
+            self._workers.submit(self._work, unit)
+
+    def _after(self, unit: Unit) -> float:
+        """A failure is not tried again at once because somebody wrote a line; unless it was a person's to mend."""
+        changed = unit.waits_for is not None and unit.document != unit.waits_for
+        return 0.0 if changed else unit.not_before
+
+    def _desk(self, unit: Unit) -> Desk:
+        upstream = unit.document.parent.node_id if unit.document.parent else unit.ref.node_id
+        return self._desks.setdefault(upstream, Desk(0, self._reporter, self._hurry, self._window))
+
+    def _work(self, unit: Unit) -> None:
+        now = time.monotonic()
+        whole = now >= unit.whole_due
+        if whole:
+            unit.whole_due = now + self._wish.whole
+        assert unit.desk is not None
+        cycle = self._cycles.run(unit, unit.desk, whole=whole)
+        with suppress(Exception):
+            self._listener.cycle(unit, cycle)
+        self._ended(unit, cycle)
+        with self._moved:
+            self._running -= 1
+            unit.running = False
+            self._kicked = True
+            self._moved.notify_all()
+
+    def _ended(self, unit: Unit, cycle: Cycle) -> None:
+        now = time.monotonic()
+        self.documents[unit.ref.node_id] = unit.document
+        unit.not_before, unit.waits_for = 0.0, None
+        if cycle.error:
+            kind = answer.answer(cycle.error)
+            if kind is answer.Answer.STOP:
+                if isinstance(cycle.error, errors.Fenced) and not unit.leave.is_set():
+                    # Another worker took the node from us: we stood still, or our client was fenced.
+                    self._sites.renew(unit.ref.site)
+                unit.not_before = now + 1.0
+            elif cycle.trouble:
+                unit.not_before = now + answer.wait_seconds(kind, cycle.trouble.count)
+                if kind is answer.Answer.PERSON:
+                    unit.waits_for = unit.document
+            unit.whole_due = 0.0
+            unit.due = unit.not_before
+            return
+        soon = [now + self._wish.poll]
+        if unit.again:
+            soon.append(now)
+        if cycle.edge and cycle.edge.waits:
+            soon.append(now + 1.0)
+        policy = unit.policy
+        if unit.is_root:
+            clock = time.time()
+            soon += [now + schedule.next(clock) - clock for schedule in policy.schedule]
+        if policy.push and unit.document.branch:
+            soon.append(max(unit.pushed + policy.push, now + 0.1))
+        if policy.scrub and not unit.is_root:
+            soon.append(max(unit.scrub_due, now + 0.1))
+        unit.due = min(soon)
+
+    # -- the end
+
+    def _close(self) -> None:
+        notify.tell("STOPPING=1")
+        self._hurry.set()
+        self.uplinks.close(10)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + 15
+        while any(unit.running for unit in self.units.values()) and time.monotonic() < until:
+            time.sleep(0.05)
+        for unit in self.units.values():
+            unit.held = False
+        closers = [threading.Thread(target=keeper.close, daemon=True) for keeper in self._keepers.values()]
+        closers.append(threading.Thread(target=self._watches.close, daemon=True))
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(5)

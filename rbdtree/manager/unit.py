@@ -1,0 +1,76 @@
+"""One node in a manager's care: what is known of it, whether its edge is this manager's, when it is due."""
+
+import threading
+from dataclasses import dataclass, field
+
+from rbdtree.engine.desk import Desk
+from rbdtree.manager.keeper import Place
+from rbdtree.manager.watches import Listened
+from rbdtree.model.document import Kind, NodeDocument, NodeRef, Trouble
+from rbdtree.model.policy import Policy, effective
+
+
+@dataclass(eq=False)
+class Unit:
+    """Times are of the monotonic clock, but for ``ticked``. The dispatcher's thread alone changes it, except for what a
+    cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``,
+    ``trouble``."""
+
+    ref: NodeRef
+    document: NodeDocument
+    held: bool = False
+    free_since: float = 0.0
+    tried: float = 0.0
+    running: bool = False
+    again: bool = False
+    due: float = 0.0
+    whole_due: float = 0.0
+    """When the images are looked at too, whatever the documents say."""
+    ticked: float = 0.0
+    """The time of the schedule (since 1970) that was attended to last."""
+    pushed: float = 0.0
+    scrub_due: float = 0.0
+    not_before: float = 0.0
+    """A failure keeps it waiting until then, whoever wakes it."""
+    trouble: Trouble | None = None
+    waits_for: NodeDocument | None = None
+    """What the document was when a person was called for: a change of it is what a person did."""
+    leave: threading.Event = field(default_factory=threading.Event)
+    desk: Desk | None = None
+
+    @property
+    def name(self) -> str:
+        return self.document.full_name
+
+    @property
+    def edge(self) -> str:
+        """What is spread over managers: the edge, or the root itself."""
+        return self.document.edge or self.ref.node_id
+
+    @property
+    def place(self) -> Place:
+        return self.ref.pool, self.ref.namespace
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The clusters that its worker has to reach."""
+        parent = self.document.parent
+        return frozenset({self.ref.fsid} | ({parent.fsid} if parent else set()))
+
+    @property
+    def policy(self) -> Policy:
+        return effective(self.document.policy, self.document.tree_policy)
+
+    @property
+    def is_root(self) -> bool:
+        return self.document.kind is Kind.ROOT
+
+    def listens(self, site_of: dict[str, str]) -> set[Listened]:
+        """The documents whose change may make it due: its own, and those above. ``site_of``: fsid to site here."""
+        refs = [self.ref, self.document.parent]
+        found = set()
+        for ref in refs:
+            if ref and ref.fsid in site_of:
+                one = Listened.node(ref)
+                found.add(Listened(site_of[ref.fsid], one.pool, one.namespace, one.object))
+        return found

@@ -1,0 +1,131 @@
+"""Journal uplinks of the nodes in a manager's care: a thread each, for as long as the edge is this manager's."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from rbdtree import errors
+from rbdtree.engine import branch as branches
+from rbdtree.engine.claim import is_dead
+from rbdtree.engine.node import Node
+from rbdtree.engine.uplink import Uplink, Window
+from rbdtree.manager import answer
+from rbdtree.manager.unit import Unit
+from rbdtree.ports import Reporter, Sites
+
+_GLANCE_SECONDS = 5.0
+_STILL_SECONDS = 120.0
+
+
+@dataclass(eq=False)
+class _Run:
+    unit: Unit
+    thread: threading.Thread
+    end: threading.Event = field(default_factory=threading.Event)
+    uplink: Uplink | None = None
+    window: Window | None = None
+
+    def stop(self) -> None:
+        self.end.set()
+        if self.uplink:
+            self.uplink.stop.set()
+
+
+class Uplinks:
+    """``failed`` is told what ended one, which is tried again later by itself; None when it goes on."""
+
+    def __init__(
+        self,
+        sites: Sites,
+        reporter: Reporter,
+        failed: Callable[[Unit, errors.Error | None], None],
+        interval: float = 1.0,
+    ) -> None:
+        self._sites = sites
+        self._reporter = reporter
+        self._failed = failed
+        self._interval = interval
+        self._runs: dict[str, _Run] = {}
+
+    def tend(self, units: list[Unit]) -> None:
+        """Starts what should run and does not, stops what should not."""
+        wanted = {unit.edge: unit for unit in units if unit.held and _wants(unit)}
+        for edge, run in list(self._runs.items()):
+            if edge not in wanted:
+                run.stop()
+            if not run.thread.is_alive():
+                del self._runs[edge]
+        for edge, unit in wanted.items():
+            if edge not in self._runs:
+                run = _Run(unit, threading.Thread(name=f"uplink-{unit.name}", daemon=True))
+                run.thread = threading.Thread(target=self._go, args=(run,), name=f"uplink-{unit.name}", daemon=True)
+                self._runs[edge] = run
+                run.thread.start()
+
+    def windows(self) -> dict[str, Window]:
+        """What would be lost with each branch now, by the full name of its node."""
+        return {run.unit.name: run.window for run in list(self._runs.values()) if run.window}
+
+    def close(self, seconds: float) -> None:
+        """In good order: what was read is published, if that does not take too long."""
+        until = time.monotonic() + seconds
+        for run in self._runs.values():
+            run.stop()
+        for run in self._runs.values():
+            run.thread.join(max(0.0, until - time.monotonic()))
+        self._runs.clear()
+
+    def _go(self, run: _Run) -> None:
+        failures = 0
+        while not run.end.is_set() and not run.unit.leave.is_set():
+            began = time.monotonic()
+            try:
+                self._once(run)
+            except errors.Fenced:
+                self._wait_for_turn(run)
+                continue
+            except errors.Error as error:
+                failures = failures + 1 if time.monotonic() - began < 60 else 1
+                self._failed(run.unit, error)
+                run.end.wait(answer.wait_seconds(answer.answer(error), failures))
+            except Exception as error:
+                failures += 1
+                self._failed(run.unit, errors.Bug(f"{run.unit.name}: uplink: {type(error).__name__}: {error}"))
+                run.end.wait(answer.wait_seconds(answer.Answer.GIVE_UP, failures))
+
+    def _once(self, run: _Run) -> None:
+        def show(window: Window) -> None:
+            run.window = window
+
+        node = Node.at(self._sites, run.unit.ref)
+        node.name = run.unit.name
+        run.uplink = Uplink(self._sites, node, self._reporter, interval=self._interval, show=show)
+        if run.end.is_set():
+            return
+        self._failed(run.unit, None)
+        run.uplink.run()
+
+    def _wait_for_turn(self, run: _Run) -> None:
+        """Another uplink was started, by a person maybe: until it has ended, or nothing of it is seen any more."""
+        seen: object = None
+        still = time.monotonic()
+        while not run.end.wait(_GLANCE_SECONDS) and not run.unit.leave.is_set():
+            with suppress(errors.Error):
+                document = Node.at(self._sites, run.unit.ref).read()
+                branch = document.branch
+                if branch is None or not branch.session or is_dead(branch.session):
+                    return
+                state = (branch, branches.own_pushes(document))
+                if state != seen:
+                    seen, still = state, time.monotonic()
+                elif time.monotonic() - still > _STILL_SECONDS:
+                    return
+
+
+def _wants(unit: Unit) -> bool:
+    branch = unit.document.branch
+    return (
+        branch is not None and branch.uplink == branches.JOURNAL and bool(branch.image_id) and not unit.document.phase
+    )

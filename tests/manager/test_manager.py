@@ -1,0 +1,70 @@
+"""Managers over a tree in memory: what wakes them, whose edges are whose, what becomes of errors."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from rbdtree.model.document import Kind
+
+from .forest import Grove, until
+
+
+@pytest.fixture
+def grove() -> Iterator[Grove]:
+    made = Grove()
+    made.add("m", "root", Kind.MIRROR, "b")
+    made.add("leaf", "m", Kind.MIRROR, "c")
+    made.add("c", "root", Kind.CLONE, "a")
+    yield made
+    made.close()
+
+
+def test_a_cut_travels_at_once(grove: Grove) -> None:
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "everybody has the first generation")
+    grove.write(4096, b"two" * 1000)
+    grove.cut()
+    until(grove.level, "everybody has the second one, long before the next poll", 5)
+
+
+def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
+    grove.policy("root", tree=True, schedule="1s")
+    grove.write(0, b"one" * 1000)
+    running = grove.run(poll=60.0)
+    until(lambda: grove.document("root").generations, "the first generation")
+    until(grove.level, "everybody has it")
+    ticks = until(lambda: len([c for n, c in running.heard.cycles if n == "root"]) > 4, "more ticks")
+    assert ticks
+    assert len(grove.document("root").generations) == 1
+
+
+def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
+    first = grove.run()
+    until(lambda: len(first.held()) == 4, "the only manager has all")
+    second = grove.run()
+    until(lambda: len(second.held()) == 2, "it gives away half of them")
+    assert not first.held() & second.held()
+    second.stop()
+    until(lambda: len(first.held()) == 4, "what was let go is taken at once", 5)
+
+
+def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
+    ab = {name: grove.storages[name] for name in "ab"}
+    bc = {name: grove.storages[name] for name in "bc"}
+    from .forest import Running
+
+    upper, lower = Running(ab), Running(bc)
+    grove.managers += [upper, lower]
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "both edges were brought on")
+    assert lower.held() == {"leaf"}
+    assert upper.held() == {"root", "m", "c"}
+    told = until(lambda: grove.document("root").children[0].summary, "the root knows its child")
+    assert told
+    until(
+        lambda: (s := grove.document("root").children[0].summary) and s.children[0].summary is not None,
+        "the root knows its grandchild",
+    )
