@@ -12,7 +12,7 @@ from rbdtree.engine.forest import Member, Tree, look
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Position
 
-from . import completion, options, progress, render
+from . import completion, options, progress, render, watch
 from .completion import completes
 from .session import Session, described
 from .writing import diff_branch, push_value
@@ -23,6 +23,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     status = commands.add_parser("status", help="the trees, drawn", parents=common)
     completes(status.add_argument("tree", nargs="?", metavar="TREE"), completion.trees)
     status.add_argument("--quick", action="store_true", help="documents only; does not look at the images")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=1.0,
+        metavar="SECONDS",
+        help="draw them again and again (every second), from documents, with rates",
+    )
     status.set_defaults(run=run_status)
 
     log = commands.add_parser("log", help="generations: when, how large a delta, which nodes have them", parents=common)
@@ -61,6 +69,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run_status(session: Session) -> int:
     wanted = session.whole(session.options.tree) if session.options.tree is not None else None
+    if session.options.watch is not None:
+        if not 0.2 <= session.options.watch <= 3600:
+            raise errors.UsageError(f"--watch takes 0.2 to 3600 seconds, not {session.options.watch:g}")
+        return watch.run(session, wanted, session.options.watch, _tree)
     forest = look(session.sites, wanted)
     trees = [forest.tree(wanted)] if wanted else [tree for tree in forest.trees if tree.members]
     if not trees and forest.problems:

@@ -150,6 +150,31 @@ def _doing(node: NodeReport) -> str:
     return f"stopped {way}" if way else "see below" if node.problem else ""
 
 
+def watched(report: TreeReport, rates: dict[str, float | None]) -> list["RenderableType"]:
+    """A tree for ``--watch``: below it what is under way (how much of the volume is done, how fast), and what is wrong."""
+    from rich.text import Text
+
+    head = f"  {size(report.size_bytes)}, generation {report.position}, id {report.tree_id[:8]}"
+    parts: list[RenderableType] = [Text.assemble((report.name, "bold"), (head, "dim")), tree_table(report, doing=False)]
+    for node in report.nodes:
+        if node.intent and node.intent_done_bytes is not None:
+            whole = node.intent_size_bytes or 0
+            share = f"{100 * node.intent_done_bytes / whole:3.0f} %" if whole else ""
+            rate = rates.get(node.name)
+            speed = f"{size(int(rate))}/s" if rate else ""
+            words = "  ".join(part for part in (f"to {node.intent}", share, speed) if part)
+            parts.append(Text.assemble((f"  {node.name}  ", "bold"), (_bar(node), "cyan"), "  ", words))
+        if node.problem:
+            parts.append(Text.assemble((f"  {node.name}  ", "bold"), (node.problem, "red")))
+    return parts
+
+
+def _bar(node: NodeReport, width: int = 20) -> str:
+    whole = node.intent_size_bytes or 0
+    full = min(width, width * (node.intent_done_bytes or 0) // whole) if whole else 0
+    return "━" * full + "╌" * (width - full)
+
+
 def status(reports: list[TreeReport]) -> None:
     """Prints trees. What nodes are doing goes below a table that would be too wide with it."""
     from rich.measure import Measurement

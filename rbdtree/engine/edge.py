@@ -25,7 +25,8 @@ _ROUNDS = 50
 
 @dataclass
 class Outcome:
-    """What became of one node. Bytes are those written to it: from its parent, or (``local``) of its own pushes.
+    """What became of one node. Bytes are those written to it: from its parent, or (``local``) of its own pushes;
+    ``repeated``: those that a copy had written when it failed, of which some are written again.
 
     ``waits``: why it is not at its parent's newest generation yet, where that is no error."""
 
@@ -35,6 +36,8 @@ class Outcome:
     local_bytes: int = 0
     read_bytes: int = 0
     elided_bytes: int = 0
+    repeated_bytes: int = 0
+    chunks: int = 0
     seconds: float = 0.0
     error: errors.Error | None = None
     waits: str = ""
@@ -170,12 +173,7 @@ class EdgeRun:
                 began = time.monotonic()
                 request = edge.apply(step)
                 if isinstance(request, CopyRequest) and desk and isinstance(edge, MirrorEdge):
-                    copied = desk.copy(request, claim.check, edge.record)
-                    if request.local:
-                        outcome.local_bytes += request.target.written_bytes
-                    outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
-                    outcome.read_bytes += copied.read_bytes
-                    outcome.elided_bytes += copied.elided_bytes
+                    self._copy(desk, request, claim, edge, outcome)
                 _add(outcome.step_seconds, type(step).__name__.lower(), began)
                 outcome.changed = True
         except errors.Changed as error:
@@ -188,6 +186,19 @@ class EdgeRun:
             outcome.waits = edge.waits
             return False
         return True
+
+    def _copy(self, desk: Desk, request: CopyRequest, claim: Claim, edge: MirrorEdge, outcome: Outcome) -> None:
+        try:
+            copied = desk.copy(request, claim.check, edge.record)
+        except BaseException:
+            outcome.repeated_bytes += request.target.written_bytes
+            raise
+        if request.local:
+            outcome.local_bytes += request.target.written_bytes
+        outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
+        outcome.read_bytes += copied.read_bytes
+        outcome.elided_bytes += copied.elided_bytes
+        outcome.chunks += copied.chunks
 
 
 def _add(seconds: dict[str, float], step: str, began: float) -> None:

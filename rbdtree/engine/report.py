@@ -13,6 +13,7 @@ from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.push import conflict as refusal
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState, State, Summary
 from rbdtree.model.position import Position
+from rbdtree.plan.behind import behind
 from rbdtree.plan.conflict import Conflict, InUse
 from rbdtree.plan.edge import MirrorState
 from rbdtree.plan.state import replica_state
@@ -40,6 +41,7 @@ class NodeReport:
     generations: int = 0
     intent: Position | None = None
     intent_done_bytes: int | None = None
+    intent_size_bytes: int | None = None
     branch: str = ""
     branch_base: Position | None = None
     uplink: str = ""
@@ -127,6 +129,8 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
     if refused and not problem:
         met = refusal(document, refused)
         problem = f"{met}. {met.hint}"
+    if document.trouble and not problem:
+        problem = document.trouble.message
     if document.phase:
         problem = problem or f"{document.phase}: run the command again to finish"
     generations, seconds, size = _lag(tree, document.newest_position)
@@ -148,6 +152,7 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         generations=len(document.generations),
         intent=document.intent.target if document.intent else None,
         intent_done_bytes=document.intent.done_bytes if document.intent else None,
+        intent_size_bytes=document.intent.size_bytes if document.intent else None,
         branch=branches.spec(document, document.branch) if document.branch else "",
         branch_base=document.branch.base if document.branch else None,
         uplink=document.branch.uplink if document.branch else "",
@@ -185,7 +190,7 @@ def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:
         lag_generations=generations,
         lag_seconds=seconds,
         lag_bytes=size,
-        problem=member.problem,
+        problem=member.problem if not told or not told.trouble else f"{member.problem}; {told.trouble}",
     )
 
 
@@ -194,13 +199,8 @@ def _lag(tree: Tree, position: Position | None) -> tuple[int | None, float | Non
     root = tree.root
     if root is None or root.document is None:
         return None, None, None
-    line = root.document.generations
-    missing = [g for g in line if position is None or g.position > position]
-    if not missing:
-        return 0, 0.0, 0
-    have = root.document.generation(position) if position else None
-    seconds = round(line[-1].created - have.created, 3) if have else None
-    return len(missing), seconds, sum(g.delta_bytes or 0 for g in missing)
+    found = behind(position, root.document.generations)
+    return found.generations, found.seconds, found.bytes
 
 
 def log(tree: Tree, node: str = "") -> list[LogEntry]:

@@ -1,0 +1,115 @@
+"""``check``: for monitoring; one line, performance data, exit code 0, 1, 2 or 3."""
+
+import argparse
+import time
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.engine.forest import Tree, look
+from rbdtree.manager.roster import roster
+from rbdtree.model.document import Kind
+from rbdtree.plan import health
+from rbdtree.plan.behind import behind
+from rbdtree.plan.health import Finding, Level
+
+from . import completion, options
+from .completion import completes
+from .session import Session
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    check = commands.add_parser(
+        "check", help="for monitoring: is all well? exit code 0, 1, 2 or 3", parents=[options.common()]
+    )
+    completes(check.add_argument("tree", nargs="?", metavar="TREE"), completion.trees)
+    check.set_defaults(run=run_check)
+
+
+def run_check(session: Session) -> int:
+    """What cannot be checked is unknown (3), whatever the reason."""
+    wanted = session.options.tree
+    try:
+        forest = look(session.sites, session.whole(wanted) if wanted else None)
+        trees = [forest.tree(wanted)] if wanted else [t for t in forest.trees if t.members or t.broken]
+        if not trees:
+            raise forest.problems[0] if forest.problems else errors.NotFound("there is no tree")
+    except errors.Error as error:
+        return _say(session, {"": [Finding(Level.UNKNOWN, "", "unknown", str(error), error.hint or "")]}, {})
+    who = roster(forest)
+    managers = len(who.managers) if who.managers or who.complete else None
+    found = {tree.name: _findings(tree, managers) for tree in trees}
+    return _say(session, found, _figures(trees, len(who.managers)))
+
+
+def _findings(tree: Tree, managers: int | None) -> list[Finding]:
+    nodes = [
+        health.Seen(m.ref.name, m.parent_id, m.document, m.told.summary if m.told else None, m.problem)
+        for m in tree.members.values()
+    ]
+    broken = [Finding(Level.CRITICAL, name, "document", str(error), error.hint or "") for name, error in _broken(tree)]
+    return [*broken, *health.findings(tree.name, nodes, time.time(), managers)]
+
+
+def _broken(tree: Tree) -> list[tuple[str, errors.Error]]:
+    return list(tree.broken.values())
+
+
+def _figures(trees: list[Tree], managers: int) -> dict[str, tuple[float, str]]:
+    """Performance data: value and unit by label."""
+    found: dict[str, tuple[float, str]] = {"managers": (managers, "")}
+    now = time.time()
+    for tree in trees:
+        root = tree.root
+        line = root.document.generations if root and root.document else ()
+        ages = [0.0]
+        sizes = [0]
+        for member in tree.members.values():
+            if member.kind is Kind.ROOT:
+                continue
+            told = member.told.summary if member.told else None
+            position = member.document.newest_position if member.document else told.position if told else None
+            lack = behind(position, line)
+            ages.append(now - lack.oldest if lack.oldest else 0.0)
+            sizes.append(lack.bytes)
+        found[f"{tree.name}_nodes"] = (len(tree.members), "")
+        found[f"{tree.name}_unprotected"] = (round(max(ages), 1), "s")
+        found[f"{tree.name}_lag"] = (max(sizes), "B")
+    return found
+
+
+def _say(session: Session, found: dict[str, list[Finding]], figures: dict[str, tuple[float, str]]) -> int:
+    every = [finding for findings in found.values() for finding in findings]
+    level = health.worst(every)
+    if session.json:
+        rows: list[dict[str, Any]] = [
+            {
+                "tree": tree or None,
+                "node": f.node or None,
+                "level": f.level.name.lower(),
+                "kind": f.kind,
+                "message": f.text,
+                "hint": f.hint or None,
+            }
+            for tree, findings in found.items()
+            for f in findings
+        ]
+        units = {"s": "_seconds", "B": "_bytes", "": ""}
+        figured = {f"{label}{units[unit]}": value for label, (value, unit) in figures.items()}
+        session.put({"status": level.name.lower(), "findings": rows, "figures": figured}, "")
+        return int(level)
+    lines = [(tree, f) for tree, findings in found.items() for f in findings]
+    lines.sort(key=lambda pair: pair[1].level is not level)
+    head = _sentence(*lines[0]) if lines else ", ".join(f"{tree} is well" for tree in found)
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    data = " ".join(f"'{label}'={value:g}{unit}" for label, (value, unit) in figures.items())
+    print(f"RBDTREE {level.name} - {head}{more}{f' | {data}' if data else ''}")
+    for tree, finding in lines:
+        print(f"{finding.level.name}: {_sentence(tree, finding)}{f'. {finding.hint}' if finding.hint else ''}")
+    return int(level)
+
+
+def _sentence(tree: str, finding: Finding) -> str:
+    where = "/".join(part for part in (tree, finding.node) if part)
+    # A pipe would begin the performance data.
+    text = finding.text.replace("|", "/")
+    return text if not where or text.startswith(where) else f"{where}: {text}"

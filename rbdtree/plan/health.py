@@ -1,0 +1,262 @@
+"""What is wrong with a tree, by its documents alone. Pure: the clock and who manages are arguments.
+
+A dead edge is told by the absence of progress, whoever should have made it: also where no manager runs.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from rbdtree.model.document import Kind, NodeDocument, PushState, Summary
+from rbdtree.model.name import format_duration
+from rbdtree.model.policy import Policy, effective
+from rbdtree.model.position import Position
+from rbdtree.plan.behind import behind
+
+STUCK_SECONDS = 180.0
+"""A delta in flight that has not got on for so long is stuck; a worker notes its progress every second or two."""
+IDLE_SECONDS = 600.0
+"""A generation that nobody has begun to bring down for so long, where no rpo says what is too long."""
+_FAILURES = 3
+_PASS = 1.5
+
+
+class Level(IntEnum):
+    """Exit codes of monitoring plugins (Nagios and its kin)."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence about one node (empty: the tree), and what to run next."""
+
+    level: Level
+    node: str
+    kind: str
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A node as it was found: its document, or what its parent was told of it."""
+
+    name: str
+    parent_id: str
+    document: NodeDocument | None
+    told: Summary | None = None
+    problem: str = ""
+
+
+def findings(tree: str, nodes: list[Seen], now: float, managers: int | None) -> list[Finding]:
+    """Worst first. ``managers``: how many run, None when that could not be asked."""
+    root = next((n.document for n in nodes if n.document and n.document.kind is Kind.ROOT), None)
+    found: list[Finding] = []
+    if root is None:
+        found.append(
+            Finding(
+                Level.UNKNOWN,
+                "",
+                "no root",
+                "the root was not found on the sites that answered",
+                "Look at 'rbdtree site check'.",
+            )
+        )
+    documents = {n.document.ref.node_id: n.document for n in nodes if n.document}
+    wanted = ""
+    for node in nodes:
+        if node.document is None:
+            found += _hearsay(tree, node, root, now)
+            continue
+        policy = effective(node.document.policy, node.document.tree_policy)
+        wanted = wanted or _wants(policy)
+        found += _trouble(tree, node.document)
+        found += _progress(tree, node.document, documents, root, policy, now)
+        found += _scrub(tree, node.document, policy, now)
+    if managers == 0 and wanted:
+        found.append(
+            Finding(
+                Level.CRITICAL,
+                "",
+                "no manager",
+                f"no manager runs, and the policy has {wanted}",
+                "Start one: 'systemctl start rbdtree-manager', or 'rbdtree manager'.",
+            )
+        )
+    return sorted(found, key=lambda f: (-(f.level if f.level is not Level.UNKNOWN else Level.CRITICAL), f.node))
+
+
+def worst(found: list[Finding]) -> Level:
+    """What to exit with. What is known to be bad comes before what is not known."""
+    levels = {f.level for f in found}
+    for level in (Level.CRITICAL, Level.UNKNOWN, Level.WARNING):
+        if level in levels:
+            return level
+    return Level.OK
+
+
+def _wants(policy: Policy) -> str:
+    if policy.schedule:
+        return f"a schedule ({', '.join(map(str, policy.schedule))})"
+    if policy.push is not None:
+        return "pushes"
+    return "scrubs" if policy.scrub is not None else ""
+
+
+def _hearsay(tree: str, node: Seen, root: NodeDocument | None, now: float) -> list[Finding]:
+    said = [Finding(Level.WARNING, node.name, "unreachable", node.problem or "it cannot be reached from here")]
+    if node.told is None:
+        return said
+    if node.told.trouble:
+        said.append(Finding(Level.WARNING, node.name, "trouble", f"its parent was told: {node.told.trouble}"))
+    if root:
+        lack = behind(node.told.position, root.generations)
+        rpo = effective((), root.tree_policy).rpo
+        if rpo is not None and lack.oldest and now - lack.oldest > rpo:
+            said.append(_late(tree, node.name, node.told.position, now - lack.oldest, rpo))
+    return said
+
+
+def _trouble(tree: str, document: NodeDocument) -> list[Finding]:
+    found: list[Finding] = []
+    name = document.name
+    if document.distrust:
+        found.append(
+            Finding(
+                Level.CRITICAL,
+                name,
+                "distrusted",
+                document.distrust,
+                f"The next generation compares everything; 'rbdtree verify {tree}/{name}' shows what differs.",
+            )
+        )
+    if document.phase:
+        found.append(
+            Finding(
+                Level.WARNING,
+                name,
+                document.phase,
+                f"it is {document.phase}, and that was not finished",
+                "Run that command again: it goes on where it stopped.",
+            )
+        )
+    trouble = document.trouble
+    if trouble:
+        person = not trouble.next_try
+        if person or trouble.count >= _FAILURES:
+            often = f" ({trouble.count} times)" if trouble.count > 1 else ""
+            level = Level.CRITICAL if person else Level.WARNING
+            found.append(Finding(level, name, "trouble", f"{trouble.message}{often}", trouble.hint))
+    refused = sum(
+        p.state is PushState.CONFLICT and p.owner == document.ref.node_id and not person_said(document)
+        for p in document.pushes
+    )
+    if refused:
+        hint = f"'rbdtree resolve {tree}/{name}' with --take ours, --take theirs or --park IMAGE ends it."
+        found.append(Finding(Level.CRITICAL, name, "conflict", f"{refused} of its pushes were refused", hint))
+    return found
+
+
+def person_said(document: NodeDocument) -> bool:
+    """Whether its trouble is about the refused push already."""
+    return document.trouble is not None and document.trouble.kind == "Conflict"
+
+
+def _progress(
+    tree: str,
+    document: NodeDocument,
+    documents: dict[str, NodeDocument],
+    root: NodeDocument | None,
+    policy: Policy,
+    now: float,
+) -> list[Finding]:
+    if document.kind is Kind.ROOT:
+        return []
+    found: list[Finding] = []
+    name = document.name
+    intent = document.intent
+    moved = max(intent.moved, intent.started) if intent else 0.0
+    if intent and now - moved > STUCK_SECONDS:
+        still = format_duration(round(now - moved))
+        found.append(
+            Finding(
+                Level.CRITICAL,
+                name,
+                "stuck",
+                f"its delta to {intent.target} has not got on for {still} ({intent.worker})",
+                f"'rbdtree sync {tree}/{name}' goes on with it; see 'rbdtree managers' for who should have.",
+            )
+        )
+    above = documents.get(document.parent.node_id) if document.parent else None
+    line = root or above
+    if line is None:
+        return found
+    lack = behind(document.newest_position, line.generations)
+    age = now - lack.oldest if lack.oldest else 0.0
+    if policy.rpo is not None:
+        if age > policy.rpo:
+            found.append(_late(tree, name, document.newest_position, age, policy.rpo))
+        elif age > 0.8 * policy.rpo:
+            text = f"what it lacks is {format_duration(round(age))} old, its rpo {format_duration(policy.rpo)}"
+            found.append(Finding(Level.WARNING, name, "late", text))
+    elif intent is None and above and _waiting(document, above, now) > IDLE_SECONDS:
+        still = format_duration(round(_waiting(document, above, now)))
+        found.append(
+            Finding(
+                Level.WARNING,
+                name,
+                "idle",
+                f"{above.name} has had a newer generation for {still}, and nobody has begun to bring it down",
+                f"'rbdtree sync {tree}/{name}' does; a manager does it by itself.",
+            )
+        )
+    return found
+
+
+def _waiting(document: NodeDocument, above: NodeDocument, now: float) -> float:
+    """Since when the parent has something newer. A generation's time is when it was cut; it cannot have come before."""
+    lack = behind(document.newest_position, above.generations)
+    return now - lack.oldest if lack.oldest else 0.0
+
+
+def _late(tree: str, name: str, position: Position | None, age: float, rpo: float) -> Finding:
+    where = f"it is at {position}" if position else "it has nothing yet"
+    return Finding(
+        Level.CRITICAL,
+        name,
+        "rpo",
+        f"{where}; what it lacks is {format_duration(round(age))} old, its rpo {format_duration(rpo)}",
+        f"See 'rbdtree status {tree}' for what it is doing.",
+    )
+
+
+def _scrub(tree: str, document: NodeDocument, policy: Policy, now: float) -> list[Finding]:
+    found: list[Finding] = []
+    scrub, name = document.scrub, document.name
+    if scrub and scrub.found:
+        found.append(
+            Finding(
+                Level.CRITICAL,
+                name,
+                "scrub",
+                f"{scrub.found} objects differed from its parent's",
+                f"'rbdtree verify {tree}/{name}' shows what differs now.",
+            )
+        )
+    if policy.scrub is not None and document.kind is not Kind.ROOT and scrub:
+        since = scrub.finished or scrub.started
+        if since and now - since > _PASS * policy.scrub:
+            found.append(
+                Finding(
+                    Level.WARNING,
+                    name,
+                    "scrub",
+                    f"the last whole comparison ended {format_duration(round(now - since))} ago, wanted every "
+                    f"{format_duration(policy.scrub)}",
+                    "Raise scrub_rate, or see whether a manager runs ('rbdtree managers').",
+                )
+            )
+    return found
