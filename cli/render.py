@@ -151,7 +151,7 @@ def _doing(node: NodeReport) -> str:
 
 
 def watched(report: TreeReport, rates: dict[str, float | None]) -> list["RenderableType"]:
-    """A tree for ``--watch``: below it what is under way (how much of the volume is done, how fast), and what is wrong."""
+    """A tree for ``--watch``: below it what is under way (how much of the volume is done, how fast), what is wrong."""
     from rich.text import Text
 
     head = f"  {size(report.size_bytes)}, generation {report.position}, id {report.tree_id[:8]}"

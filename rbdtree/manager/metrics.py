@@ -114,6 +114,7 @@ class Metrics(Listener):
         now = time.time()
         units = [unit for unit in list(manager.units.values()) if unit.held]
         yield _plain("edges_held", "Edges (and roots) that are this manager's", len(units))
+        yield _plain("edges_known", "Edges (and roots) that this manager may work on", len(manager.units))
         yield _plain("managers", "Managers seen on the sites, this one among them", len(manager.peers()))
         yield _plain("looked_timestamp_seconds", "When all documents were looked at last", manager.looked)
         yield _plain("started_timestamp_seconds", "When this manager began", manager.began)

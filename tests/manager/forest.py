@@ -50,9 +50,9 @@ class Heard(Listener):
 class Running:
     """A manager on a thread of its own."""
 
-    def __init__(self, storages: dict[str, memory.Storage], **wish: Any) -> None:
+    def __init__(self, storages: dict[str, memory.Storage], listener: Listener | None = None, **wish: Any) -> None:
         self.heard = Heard()
-        self.manager = Manager(memory.Sites(storages), Wish(**{"poll": 1.0, **wish}), self.heard)
+        self.manager = Manager(memory.Sites(storages), Wish(**{"poll": 1.0, **wish}), listener or self.heard)
         self.thread = threading.Thread(target=self.manager.run, daemon=True)
         self.thread.start()
 

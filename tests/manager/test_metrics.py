@@ -1,0 +1,137 @@
+"""The figures for Prometheus, the alerts and the dashboard over them: names that are there, expressions that parse."""
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from rbdtree.manager.metrics import Metrics
+from rbdtree.model.document import Kind
+
+from .forest import Grove, Running, until
+
+TOP = Path(__file__).parents[2]
+DEPLOY = TOP / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "rbdtree.json"
+_NAME = re.compile(r"\brbdtree_[a-z_]+")
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Of the distribution's Prometheus, in a folder."""
+    found = shutil.which("promtool")
+    if found:
+        return found
+    asked = subprocess.run([TOP / "ceph-dev" / "promtool"], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        pytest.skip(f"promtool cannot be had here: {asked.stderr.strip().splitlines()[-1:]}")
+    return asked.stdout.strip().splitlines()[-1]
+
+
+def tool(promtool: str, *words: object, text: str = "", at: Path | None = None) -> str:
+    command = [promtool, *map(str, words)]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=at, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[str]:
+    """What a manager tells that brought a tree on, cut by schedule, and scrubbed."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.policy("root", tree=True, schedule="1s")
+    grove.policy("m", scrub="1s", rpo="1h")
+    grove.write(0, b"one" * 5000)
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    try:
+        until(lambda: grove.document("m").generations and grove.level(), "the tree is level")
+        until(lambda: (s := grove.document("m").scrub) and s.finished, "a scrub has ended")
+        until(lambda: 'rbdtree_cycles_total{node="m",result="changed",tree="t"}' in text(metrics), "cycles are counted")
+        port = metrics.serve("127.0.0.1", 0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            yield answer.read().decode()
+    finally:
+        grove.close()
+
+
+def text(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def value(told: str, series: str) -> float:
+    return float(next(line for line in told.splitlines() if line.startswith(series + " ")).split()[1])
+
+
+def test_what_is_told(told: str) -> None:
+    assert value(told, 'rbdtree_copied_bytes_total{node="m",tree="t"}') >= 15000
+    assert value(told, 'rbdtree_node_lag_generations{node="m",of="root",tree="t"}') == 0
+    assert value(told, 'rbdtree_node_rpo_met{node="m",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_scrub_found_objects{node="m",tree="t"}') == 0
+    assert value(told, "rbdtree_edges_held") == value(told, "rbdtree_edges_known") == 2
+    assert value(told, 'rbdtree_cut_generations_total{node="root",tree="t"}') == 1
+    assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
+
+
+def test_metrics_are_well_formed(promtool: str, told: str) -> None:
+    tool(promtool, "check", "metrics", text=told)
+
+
+def test_alerts(promtool: str) -> None:
+    tool(promtool, "check", "rules", DEPLOY / "prometheus" / "rbdtree.rules.yml")
+    tool(promtool, "test", "rules", "rbdtree.rules.test.yml", at=DEPLOY / "prometheus")
+
+
+def expressions() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def test_the_dashboard_parses(promtool: str, tmp_path: Path) -> None:
+    """Grafana's variables filled in, every expression as a recording rule."""
+    rules = [
+        {"record": f"panel:{number}", "expr": expr.replace("$__rate_interval", "5m").replace("$tree", ".*")}
+        for number, expr in enumerate(expressions())
+    ]
+    assert len(rules) > 20
+    path = tmp_path / "rules.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    tool(promtool, "check", "rules", path)
+
+
+# Told only where there is an uplink, a scrub that has not ended, or a trouble.
+SOMETIMES = {
+    "rbdtree_unpublished_bytes",
+    "rbdtree_unpublished_seconds",
+    "rbdtree_node_trouble",
+    "rbdtree_edges_moved_total",
+}
+
+
+def test_alerts_and_dashboard_ask_for_what_is_told(told: str) -> None:
+    there = set(_NAME.findall(told)) | SOMETIMES
+    rules = (DEPLOY / "prometheus" / "rbdtree.rules.yml").read_text()
+    asked = set(_NAME.findall(" ".join(expressions())))
+    asked |= set(_NAME.findall(" ".join(re.findall(r"expr: (.*(?:\n {10,}.*)*)", rules))))
+    assert len(asked) > 15
+    assert asked <= there, asked - there
+
+
+def test_every_alert_is_in_the_runbook() -> None:
+    rules = (DEPLOY / "prometheus" / "rbdtree.rules.yml").read_text()
+    pages = (TOP / "docs" / "operations.md").read_text()
+    alerts = re.findall(r"alert: (\w+)", rules)
+    assert alerts
+    for alert in alerts:
+        assert f"\n### {alert}\n" in pages, alert
+        assert f"docs/operations.md#{alert.lower()}" in rules
