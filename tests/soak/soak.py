@@ -1,0 +1,377 @@
+"""Managers, a tree of seven nodes on three clusters, and everything that can happen to them, by a plan from a seed.
+
+    python -m soak.soak --minutes 60 --seed 1       in tests/, inside a network namespace (ceph-dev/soak does that)
+
+Nothing that happens may lose a write, leave a node unlike the root, or leave a mark: when the plan is over everything
+is
+mended, and the tree must settle by itself. Exit code 0 when it did.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.engine.node import Node
+from rbdtree.model.document import NodeDocument, PushState
+from soak.stage import Manager, Stage, script, within
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+LEASE = 20
+POLICY = {
+    "schedule": "5s",
+    "rpo": "10m",
+    "scrub": "60s",
+    "keep": "last 6, hourly 2",
+    "push": "2s",
+}
+NODES = (
+    ("m1", "root", "mirror", "b"),
+    ("m2", "m1", "mirror", "c"),
+    ("m3", "root", "mirror", "c"),
+    ("c1", "root", "clone", "a"),
+    ("c2", "m1", "clone", "b"),
+    ("m4", "m3", "mirror", "b"),
+)
+WRITERS = {"m2": 1, "c2": 2, "m4": 3}
+"""Which nodes have a branch, and the quarter of the volume that each writes to: the first is the root's own."""
+
+
+class Soak:
+    """The stage, the tree on it, and what happens."""
+
+    def __init__(self, stage: Stage, seed: int, say: Callable[[str], None]) -> None:
+        from live.world import World
+
+        self.stage = stage
+        self.world = World(stage.pools)
+        self.dice = random.Random(seed)
+        self.say = say
+        self.done: Counter[str] = Counter()
+        self.wrote: dict[str, dict[int, bytes]] = {name: {} for name in ("root", *WRITERS)}
+        """Acknowledged writes, by who wrote: offset -> bytes."""
+        self._later: list[tuple[float, str, Callable[[], None]]] = []
+        self._began = time.monotonic()
+        self._counter = 0
+
+    # -- the tree
+
+    def build(self) -> None:
+        from rbdtree.model import policy
+
+        self.world.init(size=SIZE)
+        for name, parent, kind, site in NODES:
+            self.world.add(name, parent, kind, site)
+        self._write("root")
+        root = self.world.document("root")
+        found = policy.settings(POLICY)
+        from dataclasses import replace
+
+        Node.at(self.world.sites, root.ref).update(lambda d: replace(d, tree_policy=found))
+        for manager in self.stage.managers:
+            manager.start()
+        within(60, "the managers bring the tree to its first generation", self.level)
+        for name in WRITERS:
+            self.world.cli("branch", f"vol/{name}")
+
+    def documents(self) -> dict[str, NodeDocument]:
+        return self.world.documents()
+
+    def level(self) -> bool:
+        try:
+            found = self.documents()
+        except (errors.Error, AssertionError):
+            return False
+        root = found.get("root")
+        return (
+            root is not None
+            and len(found) == 1 + len(NODES)
+            and bool(root.generations)
+            and all(d.newest_position == root.newest_position for d in found.values())
+        )
+
+    # -- what happens
+
+    def _write(self, node: str) -> None:
+        """Some blocks, in the writer's own quarter: nobody else's bytes are met."""
+        quarter = SIZE // 4
+        low = WRITERS.get(node, 0) * quarter
+        pieces = {}
+        for _ in range(self.dice.randint(1, 12)):
+            self._counter += 1
+            offset = low + self.dice.randrange(quarter // 4096) * 4096
+            pieces[offset] = random.Random(f"{node} {self._counter}").randbytes(4096)
+        document = self.world.document(node)
+        ref, image = document.ref, document.ref.image
+        if node != "root":
+            if document.branch is None or not document.branch.image_id:
+                return
+            image = document.branch.image
+        import rbd
+
+        from rbdtree.engine.branch import swapping
+
+        if node != "root" and swapping(document):
+            return
+        try:
+            with self.world.at(ref.site, image, namespace=ref.namespace) as opened:
+                for offset, data in pieces.items():
+                    opened.write(data, offset)
+                opened.flush()
+                self.wrote[node].update(pieces)
+        except (rbd.ImageNotFound, rbd.ReadOnlyImage, rbd.ImageBusy):
+            # It moves on this very moment: the host's map would hold it.
+            return
+
+    def happen(self) -> None:
+        """One thing, and its end put down for later."""
+        kinds: list[tuple[int, str, Callable[[], None]]] = [
+            (30, "write at the root", lambda: self._try(lambda: self._write("root"))),
+            (20, "write at a branch", lambda: self._try(lambda: self._write(self.dice.choice(list(WRITERS))))),
+            (4, "cut by hand", lambda: self._try(lambda: self.world.cli("--timeout", "10", "cut", "vol", code=None))),
+            (4, "sync by hand", lambda: self._try(lambda: self.world.cli("--timeout", "10", "sync", "vol", code=None))),
+            (4, "kill -9 of a manager", self._kill),
+            (3, "SIGTERM of a manager", self._terminate),
+            (3, "SIGSTOP of a manager", self._freeze),
+            (4, "a link cut", self._cut_link),
+            (3, "kill -9 of an OSD", self._kill_osd),
+            (2, "SIGSTOP of an OSD", self._freeze_osd),
+            (2, "SIGSTOP of a mon", self._freeze_mon),
+            (2, "a pool filled", self._fill),
+        ]
+        weights = [weight for weight, _, _ in kinds]
+        _, name, what = self.dice.choices(kinds, weights)[0]
+        self.done[name] += 1
+        what()
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        """A cluster may be down just now: then it did not happen."""
+        import rados
+        import rbd
+
+        with suppress(errors.Error, rados.Error, rbd.Error):
+            call()
+
+    def later(self, seconds: float, name: str, call: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, name, call))
+
+    def settle_dues(self, everything: bool = False) -> None:
+        now = time.monotonic()
+        due = [entry for entry in self._later if everything or entry[0] <= now]
+        self._later = [entry for entry in self._later if entry not in due]
+        for _, name, call in sorted(due, key=lambda entry: entry[0]):
+            self.say(f"  {name}")
+            call()
+
+    def _manager(self) -> Manager:
+        return self.dice.choice(self.stage.managers)
+
+    def _note(self, text: str) -> None:
+        self.say(f"{time.monotonic() - self._began:7.1f}  {text}")
+
+    def _kill(self) -> None:
+        manager, pause = self._manager(), self.dice.uniform(1, 30)
+        if manager.alive():
+            self._note(f"kill -9 {manager.name}, started again after {pause:.0f} s")
+            manager.signal(signal.SIGKILL)
+            manager.wait(10)
+            self.later(pause, f"start {manager.name}", manager.start)
+
+    def _terminate(self) -> None:
+        manager, pause = self._manager(), self.dice.uniform(1, 20)
+        if manager.alive() and not manager.cut:
+            self._note(f"SIGTERM {manager.name}, started again after {pause:.0f} s")
+            # Whoever sleeps does not hear it.
+            manager.signal(signal.SIGCONT)
+            manager.signal(signal.SIGTERM)
+            with suppress(Exception):
+                manager.wait(45)
+            if manager.alive():
+                raise AssertionError(f"{manager.name} did not stop within 45 s of SIGTERM")
+            self.later(pause, f"start {manager.name}", manager.start)
+
+    def _freeze(self) -> None:
+        manager, pause = self._manager(), self.dice.uniform(2, 1.5 * LEASE)
+        if manager.alive():
+            self._note(f"SIGSTOP {manager.name} for {pause:.0f} s")
+            manager.signal(signal.SIGSTOP)
+            self.later(pause, f"SIGCONT {manager.name}", lambda: manager.signal(signal.SIGCONT))
+
+    def _cut_link(self) -> None:
+        manager, site, pause = self._manager(), self.dice.choice("abc"), self.dice.uniform(2, 2 * LEASE)
+        self._note(f"{manager.name} cut off from {site} for {pause:.0f} s")
+        manager.cut_off(site)
+        self.later(pause, f"{manager.name} reaches {site} again", lambda: manager.mend(site))
+
+    def _daemon(self, site: str, daemon: str, action: str) -> None:
+        script("daemon", "--dir", self.stage.directory, site, daemon, action)
+
+    def _down(self, site: str) -> bool:
+        return any(name.endswith(f" of {site}") for _, name, _ in self._later)
+
+    def _kill_osd(self) -> None:
+        site, pause = self.dice.choice("abc"), self.dice.uniform(1, 12)
+        if not self._down(site):
+            self._note(f"kill -9 osd.0 of {site}, started again after {pause:.0f} s")
+            self._daemon(site, "osd.0", "kill")
+            self.later(pause, f"start osd.0 of {site}", lambda: self._daemon(site, "osd.0", "start"))
+
+    def _freeze_osd(self) -> None:
+        site, pause = self.dice.choice("abc"), self.dice.uniform(1, 15)
+        if not self._down(site):
+            self._note(f"SIGSTOP osd.0 of {site} for {pause:.0f} s")
+            self._daemon(site, "osd.0", "pause")
+            self.later(pause, f"resume osd.0 of {site}", lambda: self._daemon(site, "osd.0", "resume"))
+
+    def _freeze_mon(self) -> None:
+        site, pause = self.dice.choice("abc"), self.dice.uniform(1, 15)
+        if not self._down(site):
+            self._note(f"SIGSTOP mon.a of {site} for {pause:.0f} s")
+            self._daemon(site, "mon.a", "pause")
+            self.later(pause, f"resume mon.a of {site}", lambda: self._daemon(site, "mon.a", "resume"))
+
+    def _fill(self) -> None:
+        site, pause = self.dice.choice("bc"), self.dice.uniform(8, 20)
+        if not self._down(site):
+            self._note(f"the pool of {site} is full for {pause:.0f} s")
+            self._try(lambda: self.stage.quota(site, 1 * MIB))
+            self.later(pause, f"free the pool of {site}", lambda: self.stage.quota(site, 0))
+
+    # -- the run
+
+    def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.settle_dues()
+            self.happen()
+            time.sleep(self.dice.uniform(0.2, 1.2))
+        self._note("everything is mended")
+        self.settle_dues(everything=True)
+        for manager in self.stage.managers:
+            for site in "abc":
+                manager.mend(site)
+            manager.signal(signal.SIGCONT)
+            if not manager.alive():
+                manager.start()
+
+    def settled(self) -> bool:
+        """Everybody has everything, and nothing is on its way."""
+        try:
+            found = self.documents()
+        except (errors.Error, AssertionError):
+            return False
+        quiet = all(not d.intent and not d.distrust and not d.discarding and not d.phase for d in found.values())
+        pushed = all(p.state is PushState.PUBLISHED for d in found.values() for p in d.pushes)
+        return quiet and pushed and self.level() and not self._missing(found["root"])
+
+    def _missing(self, root: NodeDocument) -> list[str]:
+        """Acknowledged writes that the root's newest generation has not."""
+        from rbdtree.model.position import snapshot_name
+
+        assert root.newest_position is not None
+        name = snapshot_name(root.tree_id, root.newest_position)
+        with self.world.image("root", name, read_only=True) as image:
+            return [
+                f"{node} at {offset}"
+                for node, pieces in self.wrote.items()
+                for offset, data in pieces.items()
+                if image.read(offset, len(data)) != data
+            ]
+
+    def verify(self, seconds: float) -> None:
+        """The invariants, when all has come to rest."""
+        began = time.monotonic()
+        try:
+            within(seconds, "the tree settles by itself", self.settled)
+        except AssertionError:
+            found = self.documents()
+            for name, d in found.items():
+                state = [(p.owner_name, p.number, str(p.state)) for p in d.pushes]
+                self.say(f"  {name}: {d.newest_position} intent {d.intent} pushes {state} trouble {d.trouble}")
+            root = found["root"]
+            if root.newest_position:
+                self.say(f"  missing at the root: {self._missing(root)[:5]}")
+            raise
+        self._note(f"settled after {time.monotonic() - began:.1f} s")
+        for manager in self.stage.managers:
+            manager.signal(signal.SIGTERM)
+        for manager in self.stage.managers:
+            code = manager.wait(60)
+            assert code == 0, f"{manager.name} ended with {code}"
+        documents = self.documents()
+        for name in WRITERS:
+            if documents[name].branch:
+                self.world.cli("discard", f"vol/{name}", "--yes", code=None)
+        self.world.cli("sync", "vol")
+        self.world.forget_hashes()
+        self.world.check(current=True)
+        verdict = self.world.get("verify", "vol", seconds=120)
+        assert all(node["equal"] for node in verdict["nodes"]), verdict
+        assert not self._missing(self.documents()["root"])
+
+    def summary(self) -> dict[str, Any]:
+        """What happened, in figures."""
+        cycles: Counter[str] = Counter()
+        bugs = []
+        for manager in self.stage.managers:
+            for event in manager.events():
+                if event.get("event") == "cycle":
+                    cycles[event.get("error_kind", "changed" if event.get("steps") else "other")] += 1
+                    if event.get("error_kind") == "Bug":
+                        bugs.append(event)
+        root = self.documents()["root"]
+        return {
+            "events": dict(self.done),
+            "cycles": dict(cycles),
+            "generations": root.last_sequence,
+            "pushes": dict(root.landed),
+            "writes": sum(len(pieces) for pieces in self.wrote.values()),
+            "bugs": bugs[:3],
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--managers", type=int, default=3)
+    parser.add_argument("--settle", type=float, default=180, metavar="SECONDS", help="how long coming to rest may take")
+    parser.add_argument("--keep", action="store_true", help="keep the managers' logs")
+    options = parser.parse_args()
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    say(f"seed {options.seed}, {options.minutes:g} minutes, {options.managers} managers")
+    directory = Path(tempfile.mkdtemp(prefix="rbdtree-soak."))
+    stage = Stage(directory, options.managers)
+    try:
+        soak = Soak(stage, options.seed, say)
+        soak.build()
+        soak.run(60 * options.minutes)
+        soak.verify(options.settle)
+        found = soak.summary()
+        say(json.dumps(found, indent=2))
+        assert not found["bugs"], "a manager met a defect of its own"
+        say("all is well")
+        return 0
+    except BaseException:
+        logs = Path(tempfile.mkdtemp(prefix="rbdtree-soak-logs."))
+        for manager in stage.managers:
+            with suppress(OSError):
+                (logs / manager.log.name).write_bytes(manager.log.read_bytes())
+        say(f"the managers' logs are in {logs}")
+        raise
+    finally:
+        stage.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
