@@ -104,7 +104,7 @@ def _step(words: list[str]) -> steps.Step:
     if verb in _ONE:
         return _ONE[verb](at(words[1]))
     since, _, target = words[1].partition(">")
-    two = steps.Intend if verb == "intend" else steps.Copy
+    two = {"intend": steps.Intend, "copy": steps.Copy, "relay": steps.Relay}[verb]
     return two(at(since) if since else None, at(target))
 
 
@@ -116,7 +116,7 @@ def show(done: steps.Plan) -> str:
 def _show(step: steps.Step) -> str:
     if isinstance(step, steps.Abandon):
         return "abandon"
-    if isinstance(step, steps.Intend | steps.Copy):
+    if isinstance(step, steps.Intend | steps.Copy | steps.Relay):
         since = step.since.sequence if step.since else ""
         return f"{type(step).__name__.lower()} {since}>{step.target.sequence}"
     position = step.target if isinstance(step, steps.RollBack) else step.position

@@ -1,10 +1,13 @@
 """Plans for one edge: tables of pictures, every prefix of every plan, and random states."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sketch import Edge, assert_interruptible, assert_plan, at, clone, finish, mirror, plan, show, walk
 
+from rbdtree.model.extent import Extents
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import (
     CloneChanged,
@@ -117,6 +120,45 @@ MIRRORS = [
 @pytest.mark.parametrize(("picture", "expected"), [row[1:] for row in MIRRORS], ids=[row[0] for row in MIRRORS])
 def test_mirror(picture: str, expected: str) -> None:
     assert_plan(mirror(picture), expected)
+
+
+RELAYS = [
+    ("level with a parent that is receiving: takes it meanwhile", "1* | 1", (1, 2), "intend 1>2; relay 1>2"),
+    ("the base is held first", "1 | 1", (1, 2), "hold 1; intend 1>2; relay 1>2"),
+    ("a new mirror below one that is seeding", " | ", (None, 2), "intend >2; relay >2"),
+    (
+        "behind: what is sealed comes first, and the relay in the next plan",
+        "1* 2 | 1",
+        (2, 3),
+        "hold 2; intend 1>2; copy 1>2; seal 2; settle 2; release 1",
+    ),
+    ("died in a relay, and it still arrives", "1* | 1 1>2", (1, 2), "relay 1>2"),
+    (
+        "sealed upstream meanwhile: the rest is copied from the generation",
+        "1* 2 | 1 1>2",
+        None,
+        "hold 2; copy 1>2; seal 2; settle 2; release 1",
+    ),
+    ("given up upstream: back to its own newest", "1* | 1 1>2", None, "intend 1>1; rollback 1; abandon"),
+    ("another delta arrives than the one begun", "1* | 1 1>2", (1, 3), "intend 1>1; rollback 1; abandon"),
+    ("what arrives does not follow on what is here", "1* 3 | 1 1>2", (3, 4), None),
+]
+
+
+@pytest.mark.parametrize(("picture", "arriving", "expected"), [row[1:] for row in RELAYS], ids=[r[0] for r in RELAYS])
+def test_relay(picture: str, arriving: tuple[int | None, int] | None, expected: str | None) -> None:
+    coming = Pending(at(arriving[0]) if arriving[0] else None, at(arriving[1])) if arriving else None
+    found = plan_mirror(replace(mirror(picture), arriving=coming))
+    if expected is None:
+        assert isinstance(found, tuple)
+        assert not any(isinstance(step, steps.Relay) for step in found)
+    else:
+        assert found == plan(expected)
+
+
+def test_a_changed_head_takes_nothing_in() -> None:
+    changed = replace(mirror("1* | 1"), arriving=Pending(at(1), at(2)), changed=Extents.of([(0, 512)]))
+    assert isinstance(plan_mirror(changed), HeadChanged)
 
 
 def test_a_mirror_with_history_copies_every_generation() -> None:
