@@ -133,8 +133,11 @@ def _until(true: Callable[[], bool], what: str) -> None:
 class Field:
     """One image of site a and the contenders' images of site b."""
 
-    def __init__(self, sites: Sites, a: Hand, b: Hand, mirror: Mirror, shape: Shape, name: str) -> None:
+    def __init__(
+        self, sites: Sites, a: Hand, b: Hand, mirror: Mirror, shape: Shape, name: str, contenders: tuple[str, ...]
+    ) -> None:
         self.sites, self.a, self.b, self.mirror, self.shape, self.name = sites, a, b, mirror, shape, name
+        self.contenders = contenders
         self.twin = f"{name}-twin"
         self.since: str | None = None
         self.until = ""
@@ -155,13 +158,13 @@ class Field:
 
     def targets(self, tag: str) -> dict[str, str]:
         """The contenders' images at b."""
-        found = {c: f"{self.name}-{c}{tag}" for c in CONTENDERS}
-        return {**found, "rbd-mirror": self.twin}
+        found = {c: f"{self.name}-{c}{tag}" for c in self.contenders}
+        return {**found, **({"rbd-mirror": self.twin} if "rbd-mirror" in found else {})}
 
     def prepare(self, tag: str) -> None:
         """Empty images for a full copy."""
         images = self.targets(tag)
-        for contender in ("export-diff", "floor"):
+        for contender in {"export-diff", "floor"} & images.keys():
             self.b.create(images[contender], self.shape.size)
         spec = f"b:rbd/{images['rbdtree']}"
         node = f"{TREE}-{self.name}/n{tag or '-0'}"
@@ -170,8 +173,9 @@ class Field:
     def discard(self, tag: str) -> None:
         images = self.targets(tag)
         tool.run(self.sites, self.sites.b, "remove", f"{TREE}-{self.name}/n{tag or '-0'}")
-        self.mirror.disable(self.twin)
-        for contender in ("export-diff", "floor"):
+        if "rbd-mirror" in images:
+            self.mirror.disable(self.twin)
+        for contender in {"export-diff", "floor"} & images.keys():
             self.b.remove(images[contender])
         self.b.empty_trash()
 
@@ -226,7 +230,7 @@ class Field:
         for contender, image in self.targets(tag).items():
             look(self.b, image, contender)
         thread.join()
-        if len(digests) != len(CONTENDERS) + 2 or len(set(digests.values())) != 1:
+        if len(digests) != len(self.contenders) + 2 or len(set(digests.values())) != 1:
             raise SystemExit(f"the images are not equal: {digests}")
 
 
@@ -234,8 +238,9 @@ def measure(
     field: Field, workload: Workload, rounds: int, say: Callable[[str], None], *, check_last: bool
 ) -> dict[str, Any]:
     """One row of the table: seconds and MiB over the link, by contender."""
-    seconds: dict[str, list[float]] = {c: [] for c in CONTENDERS}
-    received: dict[str, list[float]] = {c: [] for c in CONTENDERS}
+    contenders = field.contenders
+    seconds: dict[str, list[float]] = {c: [] for c in contenders}
+    received: dict[str, list[float]] = {c: [] for c in contenders}
     for number in range(rounds):
         tag = f"-{number}" if workload.full else ""
         if workload.full:
@@ -243,8 +248,8 @@ def measure(
             objects: set[int] | None = None
         else:
             objects = field.change(workload)
-        turn = number % len(CONTENDERS)
-        for contender in CONTENDERS[turn:] + CONTENDERS[:turn]:
+        turn = number % len(contenders)
+        for contender in contenders[turn:] + contenders[:turn]:
             before = field.sites.b.received()
             seconds[contender].append(field.bring(contender, tag, workload.full))
             received[contender].append((field.sites.b.received() - before) / 2**20)
@@ -261,8 +266,8 @@ def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
     for result in results:
         median = {c: statistics.median(v) for c, v in result["seconds"].items()}
         mine = median["rbdtree"]
-        cells = [f"{median[c]:.2f}" for c in CONTENDERS]
-        ratios = [f"{median[c] / mine:.2f}" for c in ("export-diff", "rbd-mirror")]
+        cells = [f"{median[c]:.2f}" if c in median else "not run" for c in CONTENDERS]
+        ratios = [f"{median[c] / mine:.2f}" if c in median else "-" for c in ("export-diff", "rbd-mirror")]
         wire = statistics.median(result["received_mib"]["rbdtree"])
         rows.append(
             [
@@ -276,21 +281,31 @@ def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small images, one round, plain link")
-    parser.add_argument("--links", default="0,20", help="milliseconds each way, comma separated (0: plain)")
-    parser.add_argument("--images", default="small,thin")
-    parser.add_argument("--workloads", help="words that the names of the workloads begin with, comma separated")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--quick", action="store_true", help="a smoke run: small images, one round, plain link")
+    made.add_argument("--links", default="0,20", help="milliseconds each way, comma separated (0: plain)")
+    made.add_argument("--images", default="small,thin")
+    made.add_argument("--workloads", help="words that the names of the workloads begin with, comma separated")
+    made.add_argument(
         "--check-last", action="store_true", help="compare the images after the last round of each change only"
     )
-    parser.add_argument("--dir", type=Path, help="where the clusters' data goes (default: the temporary directory)")
-    parser.add_argument(
+    made.add_argument(
+        "--far-without",
+        default="",
+        metavar="CONTENDERS",
+        help="not run on a link with a delay: export-diff asks for every object there could be, 17 minutes for 1 TiB",
+    )
+    made.add_argument("--dir", type=Path, help="where the clusters' data goes (default: the temporary directory)")
+    made.add_argument(
         "--write", action="store_true", help="into RESULTS.md and results/, one section for each choice of images"
     )
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.quick:
         options.rounds, options.links, options.images = 1, "0", "small"
     workloads = QUICK if options.quick else WORKLOADS
@@ -308,6 +323,7 @@ def main() -> None:
     round_trips = []
     for link in map(float, options.links.split(",")):
         label = f"{link:g} ms each way" if link else "plain"
+        contenders = tuple(c for c in CONTENDERS if not link or c not in options.far_without.split(","))
         with Sites(link, options.dir) as sites:
             a, b = Hand(sites.a), Hand(sites.b)
             round_trips.append(f"{label}: {sites.round_trip():.2f} ms")
@@ -320,10 +336,10 @@ def main() -> None:
                             continue
                         say(f"{label}, {image}:")
                         name = f"{image}-full" if full else image
-                        field = Field(sites, a, b, mirror, make(objects if full else 2 * objects), name)
+                        field = Field(sites, a, b, mirror, make(objects if full else 2 * objects), name, contenders)
                         if not full:
                             field.prepare("")
-                            for contender in CONTENDERS:
+                            for contender in contenders:
                                 field.bring(contender, "", full=True)
                         for workload in chosen:
                             figures = measure(field, workload, options.rounds, say, check_last=options.check_last)
