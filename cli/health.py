@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from rbdtree import errors
@@ -34,11 +35,11 @@ def run_check(session: Session) -> int:
         if not trees:
             raise forest.problems[0] if forest.problems else errors.NotFound("there is no tree")
     except errors.Error as error:
-        return _say(session, {"": [Finding(Level.UNKNOWN, "", "unknown", str(error), error.hint or "")]}, {})
+        return _say(session, {"": [Finding(Level.UNKNOWN, "", "unknown", str(error), error.hint or "")]}, [], None)
     who = roster(forest)
     managers = len(who.managers) if who.managers or who.complete else None
     found = {tree.name: _findings(tree, managers) for tree in trees}
-    return _say(session, found, _figures(trees, len(who.managers)))
+    return _say(session, found, [_figures(tree) for tree in trees], managers)
 
 
 def _findings(tree: Tree, managers: int | None) -> list[Finding]:
@@ -54,30 +55,32 @@ def _broken(tree: Tree) -> list[tuple[str, errors.Error]]:
     return list(tree.broken.values())
 
 
-def _figures(trees: list[Tree], managers: int) -> dict[str, tuple[float, str]]:
-    """Performance data: value and unit by label."""
-    found: dict[str, tuple[float, str]] = {"managers": (managers, "")}
+@dataclass(frozen=True)
+class _Figures:
+    """Of one tree. ``unprotected``: seconds since the oldest generation was cut that some node lacks."""
+
+    tree: str
+    nodes: int
+    unprotected: float
+    lag_bytes: int
+
+
+def _figures(tree: Tree) -> _Figures:
     now = time.time()
-    for tree in trees:
-        root = tree.root
-        line = root.document.generations if root and root.document else ()
-        ages = [0.0]
-        sizes = [0]
-        for member in tree.members.values():
-            if member.kind is Kind.ROOT:
-                continue
+    root = tree.root
+    line = root.document.generations if root and root.document else ()
+    lacks = []
+    for member in tree.members.values():
+        if member.kind is not Kind.ROOT:
             told = member.told.summary if member.told else None
             position = member.document.newest_position if member.document else told.position if told else None
-            lack = behind(position, line)
-            ages.append(now - lack.oldest if lack.oldest else 0.0)
-            sizes.append(lack.bytes)
-        found[f"{tree.name}_nodes"] = (len(tree.members), "")
-        found[f"{tree.name}_unprotected"] = (round(max(ages), 1), "s")
-        found[f"{tree.name}_lag"] = (max(sizes), "B")
-    return found
+            lacks.append(behind(position, line))
+    oldest = min((lack.oldest for lack in lacks if lack.oldest), default=now)
+    most = max((lack.bytes for lack in lacks), default=0)
+    return _Figures(tree.name, len(tree.members), round(max(0.0, now - oldest), 1), most)
 
 
-def _say(session: Session, found: dict[str, list[Finding]], figures: dict[str, tuple[float, str]]) -> int:
+def _say(session: Session, found: dict[str, list[Finding]], figures: list[_Figures], managers: int | None) -> int:
     every = [finding for findings in found.values() for finding in findings]
     level = health.worst(every)
     if session.json:
@@ -93,16 +96,20 @@ def _say(session: Session, found: dict[str, list[Finding]], figures: dict[str, t
             for tree, findings in found.items()
             for f in findings
         ]
-        units = {"s": "_seconds", "B": "_bytes", "": ""}
-        figured = {f"{label}{units[unit]}": value for label, (value, unit) in figures.items()}
-        session.put({"status": level.name.lower(), "findings": rows, "figures": figured}, "")
+        trees = [
+            {"tree": f.tree, "nodes": f.nodes, "unprotected_seconds": f.unprotected, "lag_bytes": f.lag_bytes}
+            for f in figures
+        ]
+        session.put({"status": level.name.lower(), "findings": rows, "trees": trees, "managers": managers}, "")
         return int(level)
     lines = [(tree, f) for tree, findings in found.items() for f in findings]
     lines.sort(key=lambda pair: pair[1].level is not level)
     head = _sentence(*lines[0]) if lines else ", ".join(f"{tree} is well" for tree in found)
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-    data = " ".join(f"'{label}'={value:g}{unit}" for label, (value, unit) in figures.items())
-    print(f"RBDTREE {level.name} - {head}{more}{f' | {data}' if data else ''}")
+    data = [] if managers is None else [f"managers={managers}"]
+    for f in figures:
+        data += [f"{f.tree}_nodes={f.nodes}", f"{f.tree}_unprotected={f.unprotected}s", f"{f.tree}_lag={f.lag_bytes}B"]
+    print(f"RBDTREE {level.name} - {head}{more}{' | ' if data else ''}{' '.join(data)}")
     for tree, finding in lines:
         print(f"{finding.level.name}: {_sentence(tree, finding)}{f'. {finding.hint}' if finding.hint else ''}")
     return int(level)

@@ -146,6 +146,41 @@ def test_status(shared: Any) -> None:
 
 
 @pytest.mark.ceph
+def test_check_and_managers(shared: Any) -> None:
+    done = shared.run("check", "vol", code=None)
+    assert re.match(r"RBDTREE (OK|WARNING|CRITICAL|UNKNOWN) - .* \| (managers=\d+ )?vol_nodes=\d+", done.out), done.out
+    found = shared.get("check", "vol", code=done.code)
+    check_json("check", found, absent=() if found["findings"] else ("findings",))
+    assert found["status"] == ("ok", "warning", "critical", "unknown")[done.code]
+    unknown = shared.get("check", "nothing", code=3)
+    assert unknown["findings"][0]["kind"] == "unknown"
+    seen = shared.get("managers")
+    check_json("managers", seen, absent=("managers",))
+    assert seen["managers"] == []
+    assert "no manager runs" in shared.run("managers").out
+
+
+@pytest.mark.ceph
+def test_status_again_and_again(shared: Any) -> None:
+    """A pipe gets a line a look; without a terminal nothing can be drawn."""
+    command = ["--config", str(shared.config), "--format", "json", "status", "vol", "--watch", "0.2"]
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "rbdtree_cli.main", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert watching.stdout
+    try:
+        looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+    finally:
+        watching.kill()
+        watching.communicate()
+    times = [look["time_seconds"] for look in looks]
+    assert times == sorted(set(times))
+    plain = {key: value for key, value in shared.get("status", "vol")["trees"][0].items() if key != "nodes"}
+    assert {key: value for key, value in looks[0]["trees"][0].items() if key != "nodes"} == plain
+    assert "draws on a terminal" in shared.run("status", "--watch", code=22).err
+
+
+@pytest.mark.ceph
 def test_log(shared: Any) -> None:
     found = shared.get("log", "vol")
     check_json("log", found)
