@@ -2,7 +2,7 @@
 """What managers cost and how fast they are.
 
 idle      CPU of one manager, and operations on the clusters, with 1, 10 and 100 edges at rest
-depth     seconds from a cut at the root until all of a chain of mirrors have the generation, with cut-through and without
+depth     seconds from a cut at the root until a chain of mirrors has it, with cut-through and without
 fan-out   the same for 1, 4 and 8 mirrors of one parent
 
 The chain alternates between the two clusters. A manager does all of it, as an operator runs it.
