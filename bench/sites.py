@@ -140,6 +140,8 @@ class Sites:
         self._undo.callback(lambda: [boot.wait() for boot in boots])
         for site in (self.a, self.b):
             argv = [ROOT / "ceph-dev/up", "--dir", self.directory, "--netns", site.netns, "--addr", site.address]
+            # Sparse: four full copies, and what is being deleted, must fit.
+            argv += ["--size", "40G"]
             argv += [part for line in self._conf for part in ("--conf", line)]
             boots.append(subprocess.Popen([*argv, site.name], stdout=subprocess.DEVNULL))
         codes = [boot.wait() for boot in boots]
