@@ -236,7 +236,7 @@ class Cycles:
         if policy.scrub is None or unit.is_root or unit.document.newest is None or time.monotonic() < unit.scrub_due:
             return
         size = max(1, unit.document.newest.size_bytes)
-        length = min(_SLICE_BYTES, max(4 << 20, int(size * _SLICE_SECONDS / policy.scrub)))
+        length = min(size, _SLICE_BYTES, max(4 << 20, int(size * _SLICE_SECONDS / policy.scrub)))
         pause = policy.scrub * length / size
         if policy.scrub_rate:
             pause = max(pause, length / policy.scrub_rate)
@@ -259,8 +259,7 @@ class Cycles:
             document = node.read()
             found = self._trouble(unit, document.trouble, error)
             cycle.trouble = unit.trouble = found
-            # What may have passed before anybody could read of it is not worth a write.
-            if document.trouble or (found and (found.count > 1 or answer.kind_of(found) is not answer.Answer.RETRY)):
+            if _worth_a_write(document.trouble, found):
                 document = node.update(lambda d: replace(d, trouble=found))
             unit.document = document
             if document.parent is not None:
@@ -294,6 +293,17 @@ class Cycles:
         except errors.Error:
             # Nobody to be told.
             return
+
+
+def _worth_a_write(known: Trouble | None, found: Trouble | None) -> bool:
+    """Not what may have passed before anybody could read of it; nor what waits for a person and is told already: each
+    write would wake whoever waits for a change of the document."""
+    if found is None:
+        return known is not None
+    if answer.kind_of(found) is answer.Answer.RETRY:
+        return known is not None or found.count > 1
+    same = known is not None and (known.kind, known.message) == (found.kind, found.message)
+    return not same or bool(found.next_try)
 
 
 @dataclass

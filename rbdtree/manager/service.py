@@ -28,6 +28,9 @@ from rbdtree.manager.watches import Listened, Watches
 from rbdtree.model.document import DIRECTORY, Kind, NodeDocument, object_name
 from rbdtree.ports import Reporter, Silent, Sites
 
+_PERSON_SECONDS = 2.0
+"""Between two looks at what waits for a person, however often the documents are written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -347,7 +350,7 @@ class Manager:
             unit.free_since = now + 5.0
         if taken:
             unit.held, unit.leave = True, threading.Event()
-            unit.not_before, unit.waits_for, unit.whole_due = 0.0, None, 0.0
+            unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
             self._due(unit, now)
             keeper.look()
             self._listener.edge(unit, "taken")
@@ -371,12 +374,14 @@ class Manager:
                     unit.again = True
                 elif unit.held:
                     self._due(unit, now)
+                    if unit.waits_since:
+                        unit.not_before = min(unit.not_before, max(now, unit.waits_since + _PERSON_SECONDS))
                 else:
                     # It may have been let go.
                     unit.free_since = min(unit.free_since, max(now, unit.tried + spread.MOMENT_SECONDS))
 
     def _dispatch(self, now: float) -> None:
-        due = [u for u in self.units.values() if u.held and not u.running and max(u.due, self._after(u)) <= now]
+        due = [u for u in self.units.values() if u.held and not u.running and max(u.due, u.not_before) <= now]
         due.sort(key=lambda u: (-u.policy.priority, u.due))
         chosen: list[Unit] = []
         busy: dict[str, int] = {}
@@ -397,11 +402,6 @@ class Manager:
             unit.due = now + self._wish.poll
             self._running += 1
             self._workers.submit(self._work, unit)
-
-    def _after(self, unit: Unit) -> float:
-        """A failure is not tried again at once because somebody wrote a line; unless it was a person's to mend."""
-        changed = unit.waits_for is not None and unit.document != unit.waits_for
-        return 0.0 if changed else unit.not_before
 
     def _desk(self, unit: Unit) -> Desk:
         upstream = unit.document.parent.node_id if unit.document.parent else unit.ref.node_id
@@ -426,7 +426,7 @@ class Manager:
     def _ended(self, unit: Unit, cycle: Cycle) -> None:
         now = time.monotonic()
         self.documents[unit.ref.node_id] = unit.document
-        unit.not_before, unit.waits_for = 0.0, None
+        unit.not_before, unit.waits_since = 0.0, 0.0
         if cycle.error:
             kind = answer.answer(cycle.error)
             if kind is answer.Answer.STOP:
@@ -437,9 +437,11 @@ class Manager:
             elif cycle.trouble:
                 unit.not_before = now + answer.wait_seconds(kind, cycle.trouble.count)
                 if kind is answer.Answer.PERSON:
-                    unit.waits_for = unit.document
+                    unit.waits_since = now
             unit.whole_due = 0.0
             unit.due = unit.not_before
+            if unit.again and unit.waits_since:
+                unit.not_before = unit.due = now + _PERSON_SECONDS
             return
         soon = [now + self._wish.poll]
         if unit.again:

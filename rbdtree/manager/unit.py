@@ -33,8 +33,8 @@ class Unit:
     not_before: float = 0.0
     """A failure keeps it waiting until then, whoever wakes it."""
     trouble: Trouble | None = None
-    waits_for: NodeDocument | None = None
-    """What the document was when a person was called for: a change of it is what a person did."""
+    waits_since: float = 0.0
+    """When a person was called for; whatever happens to the documents then may be what that person did."""
     leave: threading.Event = field(default_factory=threading.Event)
     desk: Desk | None = None
 
