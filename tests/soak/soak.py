@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 
 from rbdtree import errors
 from rbdtree.engine.node import Node
-from rbdtree.model.document import NodeDocument, PushState
+from rbdtree.model.document import NodeDocument, NodeRef, PushState
 from soak.stage import Manager, Stage, script, within
 
 MIB = 1 << 20
@@ -55,12 +56,18 @@ class Soak:
 
         self.stage = stage
         self.world = World(stage.pools)
+        self.world._sites = stage.pools.sites(timeout=8)
+        self.refs: dict[str, NodeRef] = {}
         self.dice = random.Random(seed)
         self.say = say
         self.done: Counter[str] = Counter()
         self.wrote: dict[str, dict[int, bytes]] = {name: {} for name in ("root", *WRITERS)}
         """Acknowledged writes, by who wrote: offset -> bytes."""
         self._later: list[tuple[float, str, Callable[[], None]]] = []
+        self._guard = threading.Lock()
+        self._failed: list[BaseException] = []
+        self._over = threading.Event()
+        self._mender = threading.Thread(target=self._mend, name="mender", daemon=True)
         self._began = time.monotonic()
         self._counter = 0
 
@@ -72,6 +79,7 @@ class Soak:
         self.world.init(size=SIZE)
         for name, parent, kind, site in NODES:
             self.world.add(name, parent, kind, site)
+        self.refs = {name: document.ref for name, document in self.documents().items()}
         self._write("root")
         root = self.world.document("root")
         found = policy.settings(POLICY)
@@ -111,7 +119,7 @@ class Soak:
             self._counter += 1
             offset = low + self.dice.randrange(quarter // 4096) * 4096
             pieces[offset] = random.Random(f"{node} {self._counter}").randbytes(4096)
-        document = self.world.document(node)
+        document = Node.at(self.world.sites, self.refs[node]).read()
         ref, image = document.ref, document.ref.image
         if node != "root":
             if document.branch is None or not document.branch.image_id:
@@ -163,15 +171,26 @@ class Soak:
             call()
 
     def later(self, seconds: float, name: str, call: Callable[[], None]) -> None:
-        self._later.append((time.monotonic() + seconds, name, call))
+        """The end of what happened. On a thread of its own: a write may wait for a daemon that is to come back."""
+        with self._guard:
+            self._later.append((time.monotonic() + seconds, name, call))
+
+    def _mend(self) -> None:
+        while not self._over.wait(0.1):
+            self.settle_dues()
 
     def settle_dues(self, everything: bool = False) -> None:
         now = time.monotonic()
-        due = [entry for entry in self._later if everything or entry[0] <= now]
-        self._later = [entry for entry in self._later if entry not in due]
-        for _, name, call in sorted(due, key=lambda entry: entry[0]):
-            self.say(f"  {name}")
-            call()
+        with self._guard:
+            due = [entry for entry in self._later if everything or entry[0] <= now]
+        for entry in sorted(due, key=lambda entry: entry[0]):
+            self.say(f"           {entry[1]}")
+            try:
+                entry[2]()
+            except BaseException as error:
+                self._failed.append(error)
+            with self._guard:
+                self._later.remove(entry)
 
     def _manager(self) -> Manager:
         return self.dice.choice(self.stage.managers)
@@ -179,9 +198,14 @@ class Soak:
     def _note(self, text: str) -> None:
         self.say(f"{time.monotonic() - self._began:7.1f}  {text}")
 
+    def _busy(self, manager: Manager) -> bool:
+        """Whether something is to happen to it yet: one thing at a time."""
+        with self._guard:
+            return any(manager.name in name.split() for _, name, _ in self._later)
+
     def _kill(self) -> None:
         manager, pause = self._manager(), self.dice.uniform(1, 30)
-        if manager.alive():
+        if manager.alive() and not self._busy(manager):
             self._note(f"kill -9 {manager.name}, started again after {pause:.0f} s")
             manager.signal(signal.SIGKILL)
             manager.wait(10)
@@ -189,7 +213,7 @@ class Soak:
 
     def _terminate(self) -> None:
         manager, pause = self._manager(), self.dice.uniform(1, 20)
-        if manager.alive() and not manager.cut:
+        if manager.alive() and not self._busy(manager):
             self._note(f"SIGTERM {manager.name}, started again after {pause:.0f} s")
             # Whoever sleeps does not hear it.
             manager.signal(signal.SIGCONT)
@@ -202,22 +226,24 @@ class Soak:
 
     def _freeze(self) -> None:
         manager, pause = self._manager(), self.dice.uniform(2, 1.5 * LEASE)
-        if manager.alive():
+        if manager.alive() and not self._busy(manager):
             self._note(f"SIGSTOP {manager.name} for {pause:.0f} s")
             manager.signal(signal.SIGSTOP)
             self.later(pause, f"SIGCONT {manager.name}", lambda: manager.signal(signal.SIGCONT))
 
     def _cut_link(self) -> None:
         manager, site, pause = self._manager(), self.dice.choice("abc"), self.dice.uniform(2, 2 * LEASE)
-        self._note(f"{manager.name} cut off from {site} for {pause:.0f} s")
-        manager.cut_off(site)
-        self.later(pause, f"{manager.name} reaches {site} again", lambda: manager.mend(site))
+        if not self._busy(manager):
+            self._note(f"{manager.name} cut off from {site} for {pause:.0f} s")
+            manager.cut_off(site)
+            self.later(pause, f"{manager.name} reaches {site} again", lambda: manager.mend(site))
 
     def _daemon(self, site: str, daemon: str, action: str) -> None:
         script("daemon", "--dir", self.stage.directory, site, daemon, action)
 
     def _down(self, site: str) -> bool:
-        return any(name.endswith(f" of {site}") for _, name, _ in self._later)
+        with self._guard:
+            return any(name.endswith(f" of {site}") for _, name, _ in self._later)
 
     def _kill_osd(self) -> None:
         site, pause = self.dice.choice("abc"), self.dice.uniform(1, 12)
@@ -251,12 +277,18 @@ class Soak:
 
     def run(self, seconds: float) -> None:
         end = time.monotonic() + seconds
+        self._mender.start()
         while time.monotonic() < end:
-            self.settle_dues()
             self.happen()
+            if self._failed:
+                raise self._failed[0]
             time.sleep(self.dice.uniform(0.2, 1.2))
+        self._over.set()
+        self._mender.join()
         self._note("everything is mended")
         self.settle_dues(everything=True)
+        if self._failed:
+            raise self._failed[0]
         for manager in self.stage.managers:
             for site in "abc":
                 manager.mend(site)
