@@ -1,0 +1,132 @@
+"""``check``: what documents alone tell."""
+
+from dataclasses import replace
+
+import pytest
+
+from rbdtree.model.document import (
+    Intent,
+    Kind,
+    NodeDocument,
+    NodeRef,
+    Push,
+    PushState,
+    Scrub,
+    State,
+    Summary,
+    Trouble,
+)
+from rbdtree.model.policy import settings
+from rbdtree.model.position import Generation, Position
+from rbdtree.plan.health import IDLE_SECONDS, STUCK_SECONDS, Finding, Level, Seen, findings, worst
+
+NOW = 1_800_000_000.0
+
+
+def generation(sequence: int, age: float) -> Generation:
+    return Generation(Position(1, sequence), sequence, 1 << 30, NOW - age, 4096)
+
+
+def ref(name: str) -> NodeRef:
+    return NodeRef(f"id-{name}", name, "a", "fsid", "rbd", "", name)
+
+
+def node(name: str, *generations: Generation, parent: str = "root", **more: object) -> NodeDocument:
+    kind = Kind.ROOT if name == "root" else Kind.MIRROR
+    made = NodeDocument(
+        tree_id="tree-id",
+        tree="t",
+        kind=kind,
+        ref=ref(name),
+        image_id=name,
+        replica=ref(name),
+        parent=None if kind is Kind.ROOT else ref(parent),
+        edge="" if kind is Kind.ROOT else f"edge-{name}",
+        generations=generations,
+    )
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def found(*documents: NodeDocument, managers: int | None = 1) -> list[Finding]:
+    seen = [Seen(d.name, d.parent.node_id if d.parent else "", d) for d in documents]
+    return findings("t", seen, NOW, managers)
+
+
+OLD, NEW = generation(1, 5000), generation(2, 700)
+ROOT = node("root", OLD, NEW)
+LEVEL = node("m", OLD, NEW)
+
+
+def test_all_is_well() -> None:
+    assert found(ROOT, LEVEL) == []
+    assert worst([]) is Level.OK
+
+
+INTENT = Intent(NEW.position, OLD.position, 1 << 30, NOW - 1000, "host:1", "", moved=NOW - 1000)
+PERSON = Trouble("Diverged", "t/m has diverged", "Run this.", 1, NOW, NOW, 0.0, "m1")
+AGAIN = Trouble("Unreachable", "no answer", "", 3, NOW, NOW, NOW + 5, "m1")
+REFUSED = Push("id-m", "m", 7, OLD.position, PushState.CONFLICT, NOW)
+
+ROWS = [
+    ("an rpo missed", node("m", OLD, policy=settings({"rpo": "10m"})), Level.CRITICAL, "rpo"),
+    ("an rpo almost used up", node("m", OLD, policy=settings({"rpo": "14m"})), Level.WARNING, "late"),
+    ("an rpo that is kept", node("m", OLD, policy=settings({"rpo": "1h"})), None, ""),
+    ("nothing at all there yet", node("m", policy=settings({"rpo": "10m"})), Level.CRITICAL, "rpo"),
+    ("a delta that does not get on", node("m", OLD, intent=INTENT), Level.CRITICAL, "stuck"),
+    ("a delta that does", node("m", OLD, intent=replace(INTENT, moved=NOW - STUCK_SECONDS / 2)), None, ""),
+    ("nobody began to bring it down", node("m", OLD), Level.WARNING, "idle"),
+    ("a person is waited for", replace(LEVEL, trouble=PERSON), Level.CRITICAL, "trouble"),
+    ("it failed again and again", replace(LEVEL, trouble=AGAIN), Level.WARNING, "trouble"),
+    ("it failed once", replace(LEVEL, trouble=replace(AGAIN, count=1)), None, ""),
+    ("distrusted", replace(LEVEL, distrust="a scrub found 1 object"), Level.CRITICAL, "distrusted"),
+    ("a scrub found something", replace(LEVEL, scrub=Scrub(0, NOW, NOW, 2)), Level.CRITICAL, "scrub"),
+    (
+        "a scrub is overdue",
+        replace(LEVEL, scrub=Scrub(0, NOW - 900, NOW - 900), policy=settings({"scrub": "5m"})),
+        Level.WARNING,
+        "scrub",
+    ),
+    ("a refused push", replace(LEVEL, pushes=(REFUSED,)), Level.CRITICAL, "conflict"),
+    ("somebody else's refused push", replace(LEVEL, pushes=(replace(REFUSED, owner="x"),)), None, ""),
+    ("half removed", replace(LEVEL, phase="removing"), Level.WARNING, "removing"),
+]
+
+
+@pytest.mark.parametrize(("document", "level", "kind"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_findings(document: NodeDocument, level: Level | None, kind: str) -> None:
+    seen = found(ROOT, document)
+    if level is None:
+        assert seen == []
+    else:
+        assert [(f.level, f.node, f.kind) for f in seen] == [(level, "m", kind)]
+        assert worst(seen) is level
+
+
+def test_a_fresh_generation_is_not_late() -> None:
+    root = node("root", OLD, generation(2, IDLE_SECONDS / 2))
+    assert found(root, node("m", OLD)) == []
+
+
+def test_a_policy_that_nobody_carries_out() -> None:
+    wanted = settings({"schedule": "5m"})
+    planned = replace(ROOT, tree_policy=wanted), replace(LEVEL, tree_policy=wanted)
+    assert [f.kind for f in found(*planned, managers=0)] == ["no manager"]
+    assert found(*planned, managers=1) == []
+    assert found(*planned, managers=None) == [], "who cannot be asked is not missing"
+    assert found(ROOT, LEVEL, managers=0) == [], "a tree that is brought on by hand needs none"
+
+
+def test_what_cannot_be_reached_is_told_from_hearsay() -> None:
+    told = Summary(State.OUTDATED, OLD.position, 1 << 30, (), "pool is full", NOW - 60)
+    root = replace(ROOT, tree_policy=settings({"rpo": "10m"}))
+    seen = [Seen("root", "", root), Seen("m", "id-root", None, told, "site b does not answer")]
+    kinds = [(f.level, f.kind) for f in findings("t", seen, NOW, 1)]
+    assert kinds == [(Level.CRITICAL, "rpo"), (Level.WARNING, "unreachable"), (Level.WARNING, "trouble")]
+
+
+def test_without_the_root_it_is_not_known() -> None:
+    seen = found(node("leaf", OLD, parent="m"))
+    assert [f.kind for f in seen] == ["no root"]
+    assert worst(seen) is Level.UNKNOWN
+    bad = found(node("leaf", OLD, parent="m", trouble=PERSON))
+    assert worst(bad) is Level.CRITICAL
