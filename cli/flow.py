@@ -3,6 +3,7 @@
 import argparse
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 from rbdtree import errors
@@ -92,11 +93,12 @@ def run_sync(session: Session) -> int:
             dry_run=session.dry_run,
             expiry_seconds=session.config.trash_expiry_seconds,
         )
-        outcomes = _in_background(run, tree, reporter)
+        in_background(lambda: run.run(tree), run.stop, reporter)
+        outcomes = list(run.outcomes.values())
     if made and session.dry_run:
         for outcome in outcomes:
             outcome.steps.append(f"then follow to {made.position}")
-    return _say(session, tree, outcomes, made.position if made else tree.position)
+    return say(session, tree, outcomes, made.position if made else tree.position)
 
 
 def _path(session: Session, tree: Tree, name: NodeName) -> frozenset[str] | None:
@@ -120,7 +122,7 @@ def _path(session: Session, tree: Tree, name: NodeName) -> frozenset[str] | None
     return frozenset(m.ref.name for m in path)
 
 
-def _in_background(run: Sync, tree: Tree, reporter: progress.Bars | progress.Notes) -> list[Outcome]:
+def in_background(call: Callable[[], object], stop: threading.Event, reporter: progress.Bars | progress.Notes) -> None:
     """The main thread stays free for Ctrl-C; the first one stops in good order, the second at once."""
     failed: list[BaseException] = []
     # Not Thread.join: interrupted by Ctrl-C, Python 3.11's takes a running thread for one that ended.
@@ -128,27 +130,26 @@ def _in_background(run: Sync, tree: Tree, reporter: progress.Bars | progress.Not
 
     def work() -> None:
         try:
-            run.run(tree)
+            call()
         except BaseException as error:
             failed.append(error)
         finally:
             done.set()
 
-    threading.Thread(target=work, name="sync", daemon=True).start()
+    threading.Thread(target=work, name="work", daemon=True).start()
     while not done.is_set():
         try:
             done.wait(0.2)
         except KeyboardInterrupt:
-            if run.stop.is_set():
+            if stop.is_set():
                 raise
-            run.stop.set()
+            stop.set()
             reporter.say("stopping: what is in flight is finished and noted; Ctrl-C again stops at once")
     if failed:
         raise failed[0]
-    return list(run.outcomes.values())
 
 
-def _say(session: Session, tree: Tree, outcomes: list[Outcome], position: Position) -> int:
+def say(session: Session, tree: Tree, outcomes: list[Outcome], position: Position) -> int:
     rows = [
         {
             "node": o.node.partition("/")[2],

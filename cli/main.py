@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from rbdtree import __version__, errors
 
-from . import completion, flow, health, look, manager, member, options, site, writing
+from . import completion, declaring, flow, health, look, manager, member, options, retention, site, writing
 from .session import VERSION, Session, described
 
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--version", action="version", version=f"rbdtree {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in (site, member, flow, look, writing, manager, health, completion):
+    for module in (site, member, flow, look, writing, retention, declaring, manager, health, completion):
         module.register(commands)
     return found
 

@@ -9,7 +9,6 @@ from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
 from rbdtree.model.schedule import parse_duration
-from rbdtree.ports import Layout
 
 from . import completion, options, progress
 from .completion import completes
@@ -84,30 +83,9 @@ def _layout(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-pool", metavar="POOL", help="pool for the data objects")
 
 
-_SMALLEST, _LARGEST = 4 << 10, 32 << 20
-
-
 def _wish(session: Session) -> membership.Wish:
     given = session.options
-    layout = None
-    if given.object_size or given.stripe_unit or given.stripe_count:
-        unit = parse_size(given.object_size or "4M")
-        if not _SMALLEST <= unit <= _LARGEST or unit & (unit - 1):
-            raise errors.UsageError(
-                f"an object size of {unit} bytes is not a power of two from 4K to 32M", "Usual is 4M, RBD's default."
-            )
-        if bool(given.stripe_unit) != bool(given.stripe_count):
-            raise errors.UsageError(
-                "--stripe-unit and --stripe-count come together", "For example --stripe-unit 64K --stripe-count 8."
-            )
-        stripe = parse_size(given.stripe_unit) if given.stripe_unit else unit
-        count = given.stripe_count or 1
-        if stripe <= 0 or unit % stripe or count < 1:
-            raise errors.UsageError(
-                f"stripes of {count} units of {stripe} bytes do not fit objects of {unit} bytes",
-                "The unit divides the object size, for example --stripe-unit 64K --stripe-count 8.",
-            )
-        layout = Layout(unit, stripe, count)
+    layout = membership.layout(given.object_size, given.stripe_unit, given.stripe_count)
     size = parse_size(given.size) if getattr(given, "size", None) is not None else None
     if size == 0:
         raise errors.UsageError("a volume of 0 bytes holds nothing", "Write for example --size 10G.")

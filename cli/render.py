@@ -49,6 +49,13 @@ def age(seconds: float | None) -> str:
     return f"{seconds:.1f} s"
 
 
+def moment(seconds: float) -> str:
+    """A time of day, local; ``-`` for 0: not known."""
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
 def lag(node: NodeReport) -> str:
     """How far behind the root."""
     if node.lag_generations is None:
@@ -197,13 +204,11 @@ def status(reports: list[TreeReport]) -> None:
 
 def log(entries: list[LogEntry]) -> None:
     """Prints generations, newest first."""
-    import time
-
     pushed = any(e.author for e in entries)
     rows = [
         (
             str(e.position),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e.created)),
+            moment(e.created),
             size(e.size_bytes),
             size(e.delta_bytes),
             *((e.author or "-",) if pushed else ()),

@@ -328,7 +328,7 @@ def _show_window(session: Session, window: "uplinks.Window") -> None:
         print(f"{text:<78}", end=ends, file=sys.stderr, flush=True)
 
 
-def _agreed(session: Session, question: str) -> bool:
+def agreed(session: Session, question: str) -> bool:
     """Asks on a terminal; elsewhere --yes must have been given."""
     if session.options.yes or session.dry_run:
         return True
@@ -356,7 +356,7 @@ def run_discard(session: Session) -> int:
     what = _what_goes(node, member)
     if session.dry_run:
         _result(session, f"would discard {what}")
-    elif _agreed(session, f"Discard {what}?"):
+    elif agreed(session, f"Discard {what}?"):
         _result(session, branches.discard(session.sites, node, session.config.trash_expiry_seconds))
     else:
         _result(session, "nothing was changed")
@@ -374,7 +374,7 @@ def run_resolve(session: Session) -> int:
     how = f"--park {given.park}" if given.park else f"--take {given.take}"
     if session.dry_run:
         said = f"would resolve {given.node} with {how}"
-    elif given.take == "theirs" and not _agreed(session, f"Give up {_what_goes(node, member)}?"):
+    elif given.take == "theirs" and not agreed(session, f"Give up {_what_goes(node, member)}?"):
         said = "nothing was changed"
     elif given.take == "ours":
         said = resolve.take_ours(node)

@@ -20,15 +20,6 @@ from rbdtree.model.name import check_name
 
 SEARCH = ("~/.config/rbdtree/rbdtree.toml", "/etc/rbdtree/rbdtree.toml")
 _HINT = "docs/clusters.md shows what is in it."
-_WORDS = {
-    "extra_forbidden": "unknown key",
-    "missing": "is missing",
-    "too_short": "there is none",
-    "string_type": "should be a string",
-    "list_type": "should be a list",
-    "dict_type": "should be a table",
-}
-"""Of pydantic's mistakes, where its own are about Python."""
 VARIABLE = "RBDTREE_CONFIG"
 
 
@@ -76,7 +67,7 @@ def load(path: Path) -> Config:
     """Raises ``NotFound`` for a missing file and ``UsageError`` naming every mistake in it."""
     from pydantic import ValidationError
 
-    from rbdtree.schema import File
+    from rbdtree.schema import File, mistakes_of
 
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text())
@@ -91,11 +82,7 @@ def load(path: Path) -> Config:
     try:
         parsed = File.model_validate(raw)
     except ValidationError as error:
-        mistakes += [
-            f"{'.'.join(str(part) for part in mistake['loc']) or 'file'}: "
-            + _WORDS.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
-            for mistake in error.errors()
-        ]
+        mistakes += mistakes_of(error)
     if mistakes:
         raise errors.UsageError(f"{path}: {'; '.join(mistakes)}", _HINT)
     base = path.resolve().parent

@@ -44,6 +44,7 @@ class _Snapshot:
     entry: Snapshot
     objects: Objects
     at: int
+    protected: bool = False
 
 
 @dataclass
@@ -291,6 +292,10 @@ class Image:
             found = self._find(name)
             self._volume.snapshots.remove(found)
             found.entry = replace(found.entry, name=f"removed-{found.entry.snapshot_id}")
+
+    def protected(self, name: str) -> bool:
+        with self._storage.guard:
+            return self._find(name).protected
 
     def metadata(self) -> dict[str, str]:
         return dict(self._volume.metadata)
@@ -644,6 +649,14 @@ class Sites:
 
     def renew(self, site: str) -> None:
         self._clusters[site] = Cluster(site, self._storages[site])
+
+
+def protect(storage: Storage, image_id: str, name: str) -> None:
+    """``rbd snap protect``"""
+    for place in storage.places.values():
+        for volume in place.images.values():
+            if volume.image_id == image_id:
+                next(s for s in volume.snapshots if s.entry.name == name).protected = True
 
 
 def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: bytes) -> None:

@@ -122,6 +122,9 @@ class Image(Protocol):
     def remove_snapshot(self, name: str) -> None:
         """Raises ``NotFound``. Clones over it stay: RBD keeps it for them, under a name nobody knows."""
 
+    def protected(self, name: str) -> bool:
+        """Whether somebody protected this snapshot, RBD's word for 'must stay'; ``NotFound`` without it."""
+
     def metadata(self) -> dict[str, str]: ...
     def set_metadata(self, key: str, value: str) -> None: ...
     def remove_metadata(self, key: str) -> None: ...

@@ -1,17 +1,38 @@
-"""The shape of the TOML file, checked by pydantic; converted at once into ``config``'s values.
+"""The shape of the TOML files, checked by pydantic; converted at once into values of ``config`` and ``declaration``.
 
-Apart from ``config`` so that only a command that reads a file pays for the import.
+Apart from these so that only a command that reads a file pays for the import.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rbdtree import errors
 from rbdtree.model.schedule import parse_duration
 
+_WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "too_short": "there is none",
+    "string_type": "should be a string",
+    "bool_type": "should be true or false",
+    "int_type": "should be a number",
+    "list_type": "should be a list",
+    "dict_type": "should be a table",
+    "model_type": "should be a table",
+}
+"""Of pydantic's mistakes, where its own are about Python."""
 _PLACE = re.compile(r"[^/@\s]+(/[^/@\s]+)?")
+
+
+def mistakes_of(error: ValidationError) -> list[str]:
+    """Each as ``where: what``."""
+    return [
+        f"{'.'.join(str(part) for part in mistake['loc']) or 'file'}: "
+        + _WORDS.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
+        for mistake in error.errors()
+    ]
 
 
 def _duration(text: str) -> str:
@@ -68,3 +89,34 @@ class File(_Strict):
 
     sites: dict[str, SiteSection] = Field(min_length=1)
     trash: TrashSection = TrashSection()
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | int):
+        return str(value)
+    raise ValueError("should be a string, a number, true or false")
+
+
+class NodeSection(_Strict):
+    """``[nodes.NAME]`` of a tree's file"""
+
+    kind: Literal["root", "mirror", "clone"]
+    image: str
+    parent: str = ""
+    history: bool = False
+    size: str | None = None
+    object_size: str | None = None
+    stripe_unit: str | None = None
+    stripe_count: int | None = None
+    data_pool: str | None = None
+    policy: dict[str, Annotated[str, BeforeValidator(_setting)]] = Field(default_factory=dict)
+
+
+class TreeFile(_Strict):
+    """A tree's file."""
+
+    tree: str
+    policy: dict[str, Annotated[str, BeforeValidator(_setting)]] = Field(default_factory=dict)
+    nodes: dict[str, NodeSection] = Field(min_length=1)

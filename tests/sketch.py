@@ -5,6 +5,7 @@
 
     *   held by this edge          >3    on its way from nothing to 3        ~   head changed
     x   snapshot gone              2>2   rolling back to 2 (0: to nothing)   !   head resized
+    -   the base was let go        %     everything is compared
 
     clone("1 2* 3 | 2 2>3 ~")            stands over 2; ~ somebody wrote into it, ! somebody has it open
 
@@ -61,6 +62,8 @@ def mirror(text: str, *, history: bool = False) -> MirrorState:
         head_bytes=(SIZE if have else 0) + (1 if "!" in words else 0),
         expected_bytes=SIZE if have else 0,
         history=history,
+        lapsed="a limit" if "-" in words else "",
+        distrusted="%" in words,
     )
 
 
@@ -101,6 +104,8 @@ def _step(words: list[str]) -> steps.Step:
     verb = words[0]
     if verb == "abandon":
         return steps.Abandon()
+    if verb == "recover":
+        return steps.Recover()
     if verb in _ONE:
         return _ONE[verb](at(words[1]))
     since, _, target = words[1].partition(">")
@@ -114,8 +119,8 @@ def show(done: steps.Plan) -> str:
 
 
 def _show(step: steps.Step) -> str:
-    if isinstance(step, steps.Abandon):
-        return "abandon"
+    if isinstance(step, steps.Abandon | steps.Recover):
+        return type(step).__name__.lower()
     if isinstance(step, steps.Intend | steps.Copy | steps.Relay):
         since = step.since.sequence if step.since else ""
         return f"{type(step).__name__.lower()} {since}>{step.target.sequence}"
@@ -171,22 +176,21 @@ class Edge:
                 back = state.pending and state.pending.rollback and since == state.pending.target
                 assert back or since in (base, target), f"{step}: the newest generation is {base}"
                 undone = state.pending and not state.pending.rollback
-                assert not undone or since == target, f"{step}: {state.pending} is not finished"
-                assert since in (target, self.head), f"{step}: the head holds {self.head}"
+                assert not undone or since == target or state.distrusted, f"{step}: {state.pending} is not finished"
+                assert since in (target, self.head) or state.distrusted, f"{step}: the head holds {self.head}"
                 state = replace(state, pending=Pending(since, target))
             case steps.Copy(since, target):
                 assert state.pending == Pending(since, target), f"{step}: never intended"
                 assert target in state.held, f"{step}: {target} is not held"
-                assert since is None or since in state.held, f"{step}: {since} is not held"
-                assert self.head in (since, target, TORN), f"{step}: the head holds {self.head}"
+                assert since is None or since in state.held or state.distrusted, f"{step}: {since} is not held"
+                assert self.head in (since, target, TORN) or state.distrusted, f"{step}: the head holds {self.head}"
                 edge = replace(edge, head=TORN if torn else target)
             case steps.RollBack(target):
                 assert state.pending == Pending(target, target), f"{step}: never intended"
                 assert not target.sequence or target in state.downstream, f"{step}: there is no such snapshot"
                 edge = replace(edge, head=TORN if torn else (target if target.sequence else None))
             case steps.Seal(position):
-                assert state.pending, f"{step}: never intended"
-                assert state.pending.target == position
+                assert state.pending and state.pending.target == position, f"{step}: never intended"  # noqa: PT018
                 have = tuple(sorted({*state.downstream, position}))
                 edge = replace(edge, sealed=(*edge.sealed, (position, self.head)))
                 state = replace(state, downstream=have)
@@ -194,11 +198,14 @@ class Edge:
                 assert position in state.downstream, f"{step}: not sealed"
                 assert state.pending, f"{step}: never intended"
                 assert state.pending.target == position
-                state = replace(state, pending=None)
+                state = replace(state, pending=None, distrusted=False)
                 edge = replace(edge, head=position)
             case steps.Abandon():
                 assert self.head != TORN, f"{step}: the head is torn"
                 state = replace(state, pending=None)
+            case steps.Recover():
+                assert max(state.downstream) in state.held, f"{step}: the newest is not held"
+                state = replace(state, lapsed="")
             case steps.Forget(position):
                 state = replace(state, lost=tuple(p for p in state.lost if p != position))
             case _:

@@ -8,6 +8,7 @@ that they are found.
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,14 +24,28 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rbdtree import errors, memory
 from rbdtree.engine import copy as copying
-from rbdtree.engine import delta, desk, edge, forest, marks, membership, mirror, relay, sync
-from rbdtree.engine.claim import SECONDS
+from rbdtree.engine import (
+    delta,
+    desk,
+    edge,
+    forest,
+    marks,
+    membership,
+    mirror,
+    policy,
+    relay,
+    resync,
+    retain,
+    sync,
+)
+from rbdtree.engine import hold as holds
+from rbdtree.engine.claim import SECONDS, Claim
 from rbdtree.engine.copy import Target
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import Tree
 from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.verify import verify
-from rbdtree.model.document import Kind, NodeDocument, decode
+from rbdtree.model.document import USER, Kind, NodeDocument, decode
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.model.position import parse_snapshot_name, snapshot_name
@@ -94,6 +109,7 @@ class Trees(RuleBasedStateMachine):
         self.bytes = bytearray()
         self.recorded: dict[str, tuple[int, bytes]] = {}
         self.robbed: set[tuple[str, str]] = set()
+        self.let_go = False
         self.count = 0
         random.seed(0)
 
@@ -144,8 +160,11 @@ class Trees(RuleBasedStateMachine):
         return image.read(0, image.size())
 
     def excused(self, error: errors.Error | None) -> bool:
-        """After a snapshot was removed by hand there may be nothing in common any more."""
-        return bool(self.robbed) and isinstance(error, errors.Diverged) and "no generation in common" in str(error)
+        """After a snapshot was removed by hand there may be nothing in common any more; or after a limit."""
+        if not isinstance(error, errors.Diverged):
+            return False
+        lapsed = self.let_go and "needs a resync" in str(error)
+        return lapsed or ((bool(self.robbed) or self.let_go) and "no generation in common" in str(error))
 
     def sync(self, sites: Any, only: str | None = None) -> list[sync.Outcome]:
         outcomes = sync.Sync(sites, only=frozenset([only]) if only else None).run(self.tree(sites))
@@ -253,6 +272,10 @@ class Trees(RuleBasedStateMachine):
     @rule()
     def sync_all(self) -> None:
         outcomes = self.work(self.sync)
+        if any(outcome.error for outcome in outcomes) and not self.robbed:
+            self.resync_all()
+            outcomes = self.work(self.sync)
+            assert not any(outcome.error for outcome in outcomes)
         if any(outcome.error for outcome in outcomes):
             return
         before = {site: dict(s.places[PLACE].documents) for site, s in self.storages.items()}
@@ -316,6 +339,108 @@ class Trees(RuleBasedStateMachine):
         assert outcome.error is None or self.excused(outcome.error), repr(outcome.error)
         return outcome
 
+    @rule(
+        node=seeds,
+        keep=st.sampled_from(["all", "last 1", "last 2", "last 1, daily 2"]),
+        limits=st.sampled_from([(), (), ("max_pinned_age",), ("max_pinned_bytes",)]),
+        dies=rarely,
+        how=ways,
+    )
+    def retain(self, node: int, keep: str, limits: tuple[str, ...], dies: int | None, how: str) -> None:
+        document = self.picked(node, lambda d: not d.phase)
+        if document:
+            self.retain_at(
+                document.name, {"keep": keep, **dict.fromkeys(limits, "1d" if "age" in str(limits) else "1")}, dies, how
+            )
+
+    def retain_at(self, name: str, wanted: dict[str, str], dies: int | None = None, how: str = "before") -> Any:
+        """Days later, so that every slow child is over the limit if there is one."""
+        self.let_go = self.let_go or len(wanted) > 1
+
+        def set_policy(sites: Any) -> None:
+            found, _ = forest.document_of(self.tree(sites).member(name))
+            policy.change(
+                found, wanted, [k for k in ("max_pinned_age", "max_pinned_bytes") if k not in wanted], tree=False
+            )
+
+        def run(sites: Any) -> Any:
+            found, _ = forest.document_of(self.tree(sites).member(name))
+            with Claim(found, "retain", wait=True) as claim:
+                try:
+                    return retain.retain(sites, found, claim, time.time() + 10 * 86400)
+                except errors.Diverged:
+                    assert self.robbed
+                    return None
+
+        self.work(set_policy)
+        planned = self.work(
+            lambda s: retain.retain(s, forest.document_of(self.tree(s).member(name))[0], None, time.time() + 10 * 86400)
+        )
+        found = self.work(run, dies, how)
+        document = self.documents()[name][1]
+        if found and not found.nothing:
+            going = [v.position for v in found.verdicts if v.goes]
+            assert going == [v.position for v in planned.verdicts if v.goes]
+            assert not {g.position for g in document.generations} & set(going)
+            volume = self.volume(document.ref.site, document.image_id)
+            known = {snapshot_name(document.tree_id, g.position) for g in document.generations}
+            if document.intent:
+                known.add(snapshot_name(document.tree_id, document.intent.target))
+            ours = {s.entry.name for s in volume.snapshots if parse_snapshot_name(s.entry.name)}
+            assert ours <= known, "a snapshot of an earlier retention is left"
+        return found
+
+    @rule(node=seeds, number=seeds, ends=st.booleans())
+    def hold(self, node: int, number: int, ends: bool) -> None:
+        """A person keeps a generation, or lets go of it."""
+        document = self.picked(node, lambda d: d.kind is not Kind.CLONE and not d.phase and bool(d.generations))
+        if document is None:
+            return
+        mine = [h for h in document.holds if h.owner.startswith(USER)]
+        generation = document.generations[number % len(document.generations)]
+
+        def work(sites: Any) -> None:
+            found, _ = forest.document_of(self.tree(sites).member(document.name))
+            if mine and ends:
+                holds.remove(found, mine[0].owner.removeprefix(USER), mine[0].position)
+            elif not ends:
+                holds.add(found, f"h{number}", generation.position, "of the test")
+
+        self.work(work)
+
+    def let_go_of(self, name: str) -> None:
+        """Nobody leaves while a person holds something there."""
+
+        def work(sites: Any) -> None:
+            found, _ = forest.document_of(self.tree(sites).member(name))
+            found.update(lambda d: replace(d, holds=tuple(h for h in d.holds if not h.owner.startswith(USER))))
+
+        self.work(work)
+
+    @rule(node=seeds, dies=rarely, how=ways)
+    def resync_one(self, node: int, dies: int | None, how: str) -> None:
+        document = self.picked(node, lambda d: d.kind is Kind.MIRROR and not d.phase)
+        if document:
+            self.work(lambda s: self.resync(s, document.name), dies, how)
+
+    def resync_all(self) -> None:
+        """Parents first: a node that is brought on may not need one any more."""
+        documents = self.documents()
+        for _, document in sorted(documents.values(), key=lambda found: depth(found[1], documents)):
+            if document.kind is Kind.MIRROR:
+                self.work(lambda s, name=document.name: self.resync(s, name))
+
+    def resync(self, sites: Any, name: str) -> edge.Outcome | None:
+        node, _ = forest.document_of(self.tree(sites).member(name))
+        try:
+            outcome = resync.resync(sites, node, Silent(), threading.Event())
+        except errors.Diverged:
+            if self.robbed:
+                return None
+            raise
+        assert outcome is None or outcome.error is None or self.excused(outcome.error), repr(outcome and outcome.error)
+        return outcome
+
     @rule(node=seeds, number=seeds)
     def retire(self, node: int, number: int) -> None:
         """As retention does: a generation that is neither held nor the newest goes, the document first."""
@@ -366,6 +491,7 @@ class Trees(RuleBasedStateMachine):
         torn = document.kind is Kind.MIRROR and document.intent is not None
         if keep and torn:
             return
+        self.let_go_of(document.name)
 
         def part(sites: Any) -> Any:
             tree = self.tree(sites)
@@ -439,7 +565,9 @@ class Trees(RuleBasedStateMachine):
         documents = self.documents()
         edges = {d.edge for _, d in documents.values() if d.edge}
         for _, document in documents.values():
-            assert {hold.owner for hold in document.holds} <= edges, document.name
+            owners = {hold.owner for hold in document.holds if not hold.owner.startswith(USER)}
+            assert owners <= edges, document.name
+            assert {resync.edge for resync in document.resyncs} <= edges, document.name
 
     def check(self) -> None:
         """All invariants, for those who walk by themselves."""
@@ -457,6 +585,7 @@ class Trees(RuleBasedStateMachine):
             if leaf is None:
                 break
             keep = leaf.kind is Kind.ROOT
+            self.let_go_of(leaf.name)
             self.work(lambda s, leaf=leaf, keep=keep: self._last_leave(s, leaf.name, keep))
         found, _ = marks.list_marks(memory.Sites(self.storages))
         # Half-written images went to the trash with the snapshots that make them worth something.

@@ -16,12 +16,45 @@ from rbdtree.plan.conflict import (
     HeadResized,
     ImageGone,
     InUse,
+    NeedsResync,
     NoCommonGeneration,
 )
 from rbdtree.plan.edge import CloneState, MirrorState, Pending, plan_clone, plan_mirror
 
 MIRRORS = [
     ("a settled mirror plans nothing", "1 2* | 1 2", ""),
+    (
+        "a resync: onto the newest generation by comparing",
+        "3 4 | 1 - %",
+        "hold 4; intend 1>4; copy 1>4; seal 4; settle 4; recover",
+    ),
+    ("a resync that died in the copy", "3 4* | 1 1>4 - %", "copy 1>4; seal 4; settle 4; recover"),
+    ("a resync that died before it said that it is over", "3 4* | 1 4 -", "recover"),
+    (
+        "a resync whose target is no longer the newest ends there first",
+        "3* 4 | 1 1>3 - %",
+        "copy 1>3; seal 3; settle 3; recover",
+    ),
+    (
+        "a resync whose target is gone compares with the next one",
+        "4 | 1 1>3 - %",
+        "hold 4; intend 1>4; copy 1>4; seal 4; settle 4; recover",
+    ),
+    (
+        "the base was let go in the middle of a delta: everything is compared, too",
+        "4 | 1 2 2>3 - %",
+        "hold 4; intend 2>4; copy 2>4; seal 4; settle 4; recover",
+    ),
+    (
+        "let go, but something else kept it: the delta goes on, and nothing is said any more",
+        "1 3 | 1 -",
+        "hold 1; hold 3; intend 1>3; copy 1>3; seal 3; settle 3; release 1; recover",
+    ),
+    (
+        "let go, but an older generation is there at both ends: back to it, and on",
+        "1 3 | 1 2 -",
+        "hold 1; intend 1>1; rollback 1; hold 3; intend 1>3; copy 1>3; seal 3; settle 3; release 1; recover",
+    ),
     ("nothing upstream, nothing to do", " | ", ""),
     (
         "a new mirror copies the newest generation only",
@@ -234,7 +267,7 @@ def test_nothing_in_common(picture: str, upstream: int | None, downstream: int) 
     assert isinstance(found, NoCommonGeneration)
     assert found.upstream == (at(upstream) if upstream else None)
     assert found.downstream == at(downstream)
-    assert "remove" in (found.error().hint or "")
+    assert "rbdtree resync t/m" in (found.error().hint or "")
 
 
 @pytest.mark.parametrize(
@@ -403,3 +436,17 @@ def test_the_walk_itself_refuses_nonsense() -> None:
     ):
         with pytest.raises(AssertionError):
             walk(edge, plan(wrong))
+
+
+@pytest.mark.parametrize("picture", ["3 4 | 1 -", "3 4* | 1 1>3 -", "4 | 1 2 2>3 -"])
+def test_without_its_base_a_node_needs_a_resync_and_nothing_is_done_without_one(picture: str) -> None:
+    found = Edge.of(mirror(picture)).plan()
+    assert isinstance(found, NeedsResync)
+    error = found.error()
+    assert "needs a resync" in str(error)
+    assert "a limit" in str(error)
+    assert "rbdtree resync t/m" in str(error.hint)
+
+
+def test_a_resync_does_not_write_over_what_somebody_wrote() -> None:
+    assert isinstance(Edge.of(mirror("3 4 | 1 - % ~")).plan(), HeadChanged)

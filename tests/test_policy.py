@@ -1,5 +1,7 @@
 """Settings in text, and what is in force at a node."""
 
+from dataclasses import replace
+
 import pytest
 
 from rbdtree import errors
@@ -75,3 +77,10 @@ def test_a_setting_that_means_nothing_is_refused_with_its_key(key: str, text: st
 
 def test_settings_of_a_newer_version_are_left_alone() -> None:
     assert policy.effective((("colour", "red"), ("rpo", "1 fortnight")), (("priority", "2"),)) == Policy(priority=2)
+
+
+def test_the_defaults_in_text_are_the_defaults() -> None:
+    assert tuple(policy.DEFAULTS) == policy.KEYS
+    found = policy.effective(policy.settings(policy.DEFAULTS), ())
+    assert found.bandwidth.at(0.0) is None
+    assert replace(found, bandwidth=Bandwidth()) == Policy()

@@ -189,6 +189,10 @@ class Image:
                 self._image.unprotect_snap(name)
             self._image.remove_snap(name)
 
+    def protected(self, name: str) -> bool:
+        with translated(f"snapshot {name} of {self._what}"):
+            return bool(self._image.is_protected_snap(name))
+
     def metadata(self) -> dict[str, str]:
         with translated(f"metadata of {self._what}"):
             return dict(self._image.metadata_list())

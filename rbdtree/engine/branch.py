@@ -11,6 +11,7 @@ from rbdtree import errors
 from rbdtree.engine import delta, ends, extents, marks, recall
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
+from rbdtree.model import policy
 from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix, snapshot_name
@@ -164,7 +165,8 @@ def make(
     if clone:
         _check_unwritten(node, document, since)
     name = document.ref.image if clone else f"{document.ref.image}-branch"
-    branch = document.branch or Branch(name, "", wanted, uplink or SNAPSHOT, since)
+    uplink = uplink or policy.effective(document.policy, document.tree_policy).uplink
+    branch = document.branch or Branch(name, "", wanted, uplink, since)
     hold = Hold(f"branch:{document.ref.node_id}", wanted, f"branch of {document.full_name}", True)
     document = node.update(lambda d: replace(d.with_hold(hold), branch=branch), claim.cookie)
     if clone:

@@ -64,6 +64,7 @@ class CloneEdge:
         self._reporter = reporter
         self._expiry_seconds = expiry_seconds
         self.stays = ""
+        self._above: NodeDocument | None = None
         self._now = now
         self.document = child.read()
         self.name = self.document.full_name
@@ -76,7 +77,7 @@ class CloneEdge:
     def observe(self) -> CloneState:
         """The replica's generations, and where the clone stands."""
         self.document = document = ends.read_settled(self.child)
-        above = self.upstream.read()
+        self._above = above = self.upstream.read()
         replica = self.upstream.pool.open(above.image_id)
         try:
             upstream = tuple(g.position for g in ends.present(above, replica))
@@ -111,6 +112,12 @@ class CloneEdge:
             return state
         finally:
             image.close()
+
+    def follow_policy(self) -> None:
+        """The tree's settings, as the replica above has them."""
+        above = self._above
+        if self._claim and above and above.tree_policy != self.document.tree_policy:
+            self._update(lambda d: replace(d, tree_policy=above.tree_policy))
 
     def _stands_on(self, image: Image, above: NodeDocument) -> tuple[Position | None, str]:
         ancestor = image.ancestor()

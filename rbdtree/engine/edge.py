@@ -160,6 +160,7 @@ class EdgeRun:
         """Plans and carries it out; False when there was nothing to do."""
         began = time.monotonic()
         plan = plan_of(edge.observe())
+        edge.follow_policy()
         _add(outcome.step_seconds, "observe", began)
         if not isinstance(plan, tuple):
             raise plan.error()

@@ -141,6 +141,9 @@ def hold(child: NodeDocument, position: Position) -> Change:
     def change(document: NodeDocument) -> NodeDocument:
         if document.generation(position) is None:
             raise errors.Changed(f"generation {position} left {document.full_name} before it could be held")
+        if position == child.newest_position:
+            # What it stands on is there: a delta leads on from it.
+            document = document.without_resync(child.edge)
         if position in held_by(document, child.edge):
             return document
         pins = position in needed_by(child)
@@ -172,6 +175,11 @@ def pin(child: NodeDocument) -> Change:
 def pinned_by(document: NodeDocument, edge: str) -> frozenset[Position]:
     """Generations of this (upstream) node that the edge holds for branches."""
     return frozenset(hold.position for hold in document.holds if hold.owner == edge and hold.branch)
+
+
+def recovered(child: NodeDocument) -> Change:
+    """Upstream: the child has come on without its base; its summary is brought along."""
+    return lambda document: with_summary(child)(document.without_resync(child.edge))
 
 
 def release(child: NodeDocument, position: Position) -> Change:

@@ -11,8 +11,8 @@ from rbdtree.engine import clone, delta, ends, marks, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Child, Kind, NodeDocument, NodeRef, object_name
-from rbdtree.model.name import ImageSpec, NodeName, format_duration
+from rbdtree.model.document import USER, Child, Kind, NodeDocument, NodeRef, object_name
+from rbdtree.model.name import ImageSpec, NodeName, format_duration, parse_size
 from rbdtree.model.position import parse_snapshot_name
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Layout, Pool, Sites
@@ -30,6 +30,32 @@ class Wish:
     layout: Layout | None = None
     data_pool: str | None = None
     history: bool = False
+
+
+_SMALLEST, _LARGEST = 4 << 10, 32 << 20
+
+
+def layout(object_size: str | None, stripe_unit: str | None, stripe_count: int | None) -> Layout | None:
+    """Of a new image, from what a person wrote; None when that is nothing."""
+    if not (object_size or stripe_unit or stripe_count):
+        return None
+    unit = parse_size(object_size or "4M")
+    if not _SMALLEST <= unit <= _LARGEST or unit & (unit - 1):
+        raise errors.UsageError(
+            f"an object size of {unit} bytes is not a power of two from 4K to 32M", "Usual is 4M, RBD's default."
+        )
+    if bool(stripe_unit) != bool(stripe_count):
+        raise errors.UsageError(
+            "--stripe-unit and --stripe-count come together", "For example --stripe-unit 64K --stripe-count 8."
+        )
+    stripe = parse_size(stripe_unit) if stripe_unit else unit
+    count = stripe_count or 1
+    if stripe <= 0 or unit % stripe or count < 1:
+        raise errors.UsageError(
+            f"stripes of {count} units of {stripe} bytes do not fit objects of {unit} bytes",
+            "The unit divides the object size, for example --stripe-unit 64K --stripe-count 8.",
+        )
+    return Layout(unit, stripe, count)
 
 
 def _new_id() -> str:
@@ -247,6 +273,7 @@ def add(
             epoch=parent.epoch,
             history=wish.history,
             phase=JOINING,
+            tree_policy=parent.tree_policy,
         )
         if dry_run:
             return document
@@ -355,6 +382,13 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         raise errors.NotEmpty(
             f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
         )
+    theirs = [hold for hold in document.holds if hold.owner.startswith(USER)]
+    if theirs:
+        names = ", ".join(f"{hold.owner.removeprefix(USER)} ({hold.position})" for hold in theirs)
+        raise errors.NotEmpty(
+            f"{document.full_name} has generations that somebody holds: {names}",
+            f"See 'rbdtree hold ls {document.full_name}'; 'rbdtree hold rm' ends a hold.",
+        )
     if dry_run:
         _check_published(node, document, keep=keep)
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
@@ -421,7 +455,7 @@ def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, 
 
     def change(document: NodeDocument) -> NodeDocument:
         children = tuple(c for c in document.children if c.edge != edge)
-        left = document.without_holds(edge)
+        left = document.without_holds(edge).without_resync(edge)
         return replace(left.without_holds(f"branch:{node_id}") if node_id else left, children=children)
 
     with suppress(errors.NotFound):

@@ -128,7 +128,19 @@ class MirrorEdge:
             needed=ends.needed_by(self.document),
             gone=forgotten,
             arriving=self._arriving(intent),
+            lapsed=self._lapsed(),
+            distrusted=bool(self.document.distrust),
         )
+
+    def _lapsed(self) -> str:
+        found = self._above.resync(self.document.edge) if self._above else None
+        return found.reason if found else ""
+
+    def follow_policy(self) -> None:
+        """The tree's settings, as the parent has them."""
+        above = self._above
+        if self._claim and above and above.tree_policy != self.document.tree_policy:
+            self._update(lambda d: replace(d, tree_policy=above.tree_policy))
 
     def _arriving(self, intent: Intent | None) -> Pending | None:
         """What the parent is receiving itself, if that may be taken from it meanwhile, or was."""
@@ -207,6 +219,8 @@ class MirrorEdge:
                 self._update(partial(_forget, position))
             case steps.Release(position):
                 self._above = self.upstream.update(ends.release(self.document, position))
+            case steps.Recover():
+                self._above = self.upstream.update(ends.recovered(self.document))
             case _:
                 raise errors.Bug(f"{step} is not a step of a mirror")
         return None
@@ -230,6 +244,10 @@ class MirrorEdge:
         coming = self._upstream_document().intent
         if generation is None and target.sequence and not (coming and coming.target == target):
             raise errors.Changed(f"generation {target} left {self.upstream.name}")
+        if since != target and self.document.generation(target) is None:
+            # Of a retention that died: taken for the seal of this delta, it would end it half applied.
+            with suppress(errors.NotFound):
+                self._open_head().remove_snapshot(self._snapshot(target))
         now = self._now()
         intent = Intent(
             target=target,
@@ -407,6 +425,7 @@ class MirrorEdge:
 
     def _seal(self, position: Position) -> None:
         head, intent = self._open_head(), self._intent()
+        self._check_held(intent, position)
         source = self._open_source(self._upstream_document(), position)
         if not self.document.distrust:
             since = self._snapshot(intent.since) if intent.since else None
@@ -422,6 +441,14 @@ class MirrorEdge:
         self._check()
         with suppress(errors.Exists):
             head.create_snapshot(self._snapshot(position))
+
+    def _check_held(self, intent: Intent, position: Position) -> None:
+        """What was read upstream was held all the time: of a snapshot that is gone a diff may tell too little."""
+        self._above = self.upstream.read()
+        since = None if self.document.distrust else intent.since
+        lost = {p for p in (since, position) if p} - ends.held_by(self._above, self.document.edge)
+        if lost:
+            raise errors.Changed(f"{self.upstream.name} let go of {min(lost)} while it was copied")
 
     def _distrust(self, seen: str) -> None:
         now = self._now()
@@ -448,6 +475,7 @@ class MirrorEdge:
             above.author if above else "",
             above.push if above else "",
             above.exact if above else False,
+            arrived=self._now(),
         )
         leases, begun = self._upstream_document().leases, self._intent().started
         self._update(

@@ -310,8 +310,9 @@ def _told(above: NodeDocument, push: Push) -> Push | None:
     if generation:
         return replace(push, state=PushState.PUBLISHED, position=generation.position)
     if above.has_landed(push.owner, push.number):
-        # A later one landed: this one was taken back by its owner.
-        return replace(push, state=PushState.CONFLICT, evidence=(Evidence("earlier", push.owner_name, None, 0, ()),))
+        # It landed long ago, and the verdict and the generation are gone: it is in the newest one. Or its owner took it
+        # back, and knows nothing of it any more.
+        return replace(push, state=PushState.PUBLISHED, position=above.position)
     return None
 
 

@@ -111,7 +111,8 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
     document = member.document
     if document is None:
         return _hearsay(tree, member, parent)
-    state, problem, doing = replica_state(document, tree.position), document.distrust, ""
+    state, doing = replica_state(document, tree.position), ""
+    problem = document.distrust or needs_resync(tree, document.edge)
     if check and member.node:
         try:
             claimed = member.node.pool.claimed(member.node.object)
@@ -173,6 +174,13 @@ def _conflict(sites: Sites, member: Member, document: NodeDocument) -> tuple[Con
     return None if isinstance(plan, tuple) else plan, state.lost if isinstance(state, MirrorState) else ()
 
 
+def needs_resync(tree: Tree, edge: str) -> str:
+    """Why the node above let go of what this edge's child stands on; empty when it did not."""
+    documents = (m.document for m in tree.members.values() if m.document)
+    found = next((r for d in documents if (r := d.resync(edge))), None)
+    return f"needs a resync: {found.position}, which it stood on, was let go ({found.reason})" if found else ""
+
+
 def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:
     told: Summary | None = member.told.summary if member.told else None
     position = told.position if told else None
@@ -190,7 +198,15 @@ def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:
         lag_generations=generations,
         lag_seconds=seconds,
         lag_bytes=size,
-        problem=member.problem if not told or not told.trouble else f"{member.problem}; {told.trouble}",
+        problem="; ".join(
+            said
+            for said in (
+                needs_resync(tree, member.told.edge if member.told else ""),
+                member.problem,
+                told.trouble if told else "",
+            )
+            if said
+        ),
     )
 
 

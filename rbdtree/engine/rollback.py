@@ -19,7 +19,7 @@ from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
 from rbdtree.model.name import format_duration
 from rbdtree.model.position import START
-from rbdtree.plan.conflict import InUse, NoCommonGeneration
+from rbdtree.plan.conflict import InUse, NeedsResync, NoCommonGeneration
 from rbdtree.plan.step import Abandon, Intend, RollBack
 from rbdtree.ports import Image, Reporter, Silent, Sites
 
@@ -41,7 +41,8 @@ def roll_back(sites: Sites, node: Node, reporter: Reporter, expiry_seconds: floa
             if state.gone:
                 raise state.gone.error()
             plan = plan_of(state)
-            if state.pending is None and not edge.document.distrust and isinstance(plan, tuple | NoCommonGeneration):
+            settled = state.pending is None and not edge.document.distrust
+            if settled and isinstance(plan, tuple | NoCommonGeneration | NeedsResync):
                 return f"{edge.name} has not diverged: there is nothing to roll back"
             target = max(state.downstream, default=START)
             if claim is None:

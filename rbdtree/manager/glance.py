@@ -15,7 +15,7 @@ def settled(document: NodeDocument, above: NodeDocument, parent: NodeDocument, *
     """Whether the edge to this node rests. ``above``: of the replica it is fed from; ``parent``: of its parent."""
     if document.intent or document.distrust or document.discarding or document.phase:
         return False
-    if document.branch and not document.branch.image_id:
+    if (document.branch and not document.branch.image_id) or above.resync(document.edge):
         return False
     if document.newest_position != above.newest_position:
         return False

@@ -93,13 +93,30 @@ class Child:
 class Hold:
     """Why a generation must not be removed yet.
 
-    ``owner`` is an edge's UUID, or ``branch:`` and a node's; ``branch``: a branch at or below the owner stands on it.
+    ``owner`` is an edge's UUID, ``branch:`` and a node's, or ``user:`` and a name; ``branch``: a branch at or below the
+    owner stands on it.
     """
 
     owner: str
     position: Position
     reason: str
     branch: bool = False
+
+
+USER = "user:"
+"""What the owner of a person's hold begins with; its name follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """An edge whose base ``position`` was let go here at ``since``, as it had pinned it for too long (``reason``: which
+    limit, in words): no delta leads to its child any more."""
+
+    edge: str
+    name: str
+    position: Position
+    reason: str
+    since: float
 
 
 class PushState(StrEnum):
@@ -248,7 +265,7 @@ class NodeDocument:
     ``phase`` is empty but while the node joins or leaves its tree (``joining``, ``removing``, ``detaching``): the
     command that died there goes on when it is run again. ``policy``: this node's own settings;
     ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync. ``begun``: when
-    the copy of the newest generation began that led to its seal.
+    the copy of the newest generation began that led to its seal. ``resyncs``: edges fed from here that need a resync.
     """
 
     tree_id: str
@@ -279,6 +296,7 @@ class NodeDocument:
     trouble: Trouble | None = None
     scrub: Scrub | None = None
     begun: float = 0.0
+    resyncs: tuple[Resync, ...] = ()
 
     @property
     def name(self) -> str:
@@ -326,6 +344,15 @@ class NodeDocument:
         others = tuple(h for h in self.holds if (h.owner, h.position) != (hold.owner, hold.position))
         return replace(self, holds=(*others, hold))
 
+    def resync(self, edge: str) -> Resync | None:
+        return next((r for r in self.resyncs if r.edge == edge), None)
+
+    def with_resync(self, resync: Resync) -> "NodeDocument":
+        return replace(self, resyncs=(*self.without_resync(resync.edge).resyncs, resync))
+
+    def without_resync(self, edge: str) -> "NodeDocument":
+        return replace(self, resyncs=tuple(r for r in self.resyncs if r.edge != edge))
+
     def without_holds(self, owner: str, position: Position | None = None) -> "NodeDocument":
         kept = tuple(h for h in self.holds if h.owner != owner or (position is not None and h.position != position))
         return replace(self, holds=kept)
@@ -368,6 +395,7 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         "trouble": None,
         "scrub": None,
         "begun": 0.0,
+        "resyncs": [],
         "branch": None,
         "push_number": 0,
         "pushes": [],
@@ -421,6 +449,10 @@ def _generation(raw: dict[str, Any]) -> Generation:
 
 def _hold(raw: dict[str, Any]) -> Hold:
     return Hold(raw["owner"], Position.parse(raw["position"]), raw["reason"], raw["branch"])
+
+
+def _resync(raw: dict[str, Any]) -> Resync:
+    return Resync(**{**raw, "position": Position.parse(raw["position"])})
 
 
 def _intent(raw: dict[str, Any]) -> Intent:
@@ -489,4 +521,5 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         trouble=Trouble(**raw["trouble"]) if raw["trouble"] else None,
         scrub=Scrub(**raw["scrub"]) if raw["scrub"] else None,
         begun=raw["begun"],
+        resyncs=tuple(_resync(r) for r in raw["resyncs"]),
     )

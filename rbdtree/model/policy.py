@@ -143,6 +143,22 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "cut_through": lambda text: _one_of("on", "off")(text) == "on",
 }
 KEYS = tuple(_PARSERS)
+DEFAULTS = {
+    "schedule": "off",
+    "rpo": "off",
+    "bandwidth": "off",
+    "parallel": "4",
+    "priority": "0",
+    "keep": "all",
+    "max_pinned_age": "off",
+    "max_pinned_bytes": "off",
+    "uplink": "snapshot",
+    "push": "off",
+    "scrub": "off",
+    "scrub_rate": "off",
+    "cut_through": "on",
+}
+"""What is in force where nothing is set, in text."""
 TREE_ONLY = ("schedule", "parallel")
 """Settings that only the whole tree can have."""
 _SWITCHABLE = ("schedule", "rpo", "max_pinned_age", "max_pinned_bytes", "push", "scrub", "scrub_rate")

@@ -28,7 +28,9 @@ def behind(position: Position | None, line: tuple[Generation, ...]) -> Behind:
         return LEVEL
     have = next((g for g in line if g.position == position), None)
     seconds = round(line[-1].created - have.created, 3) if have else None
-    return Behind(len(missing), seconds, sum(g.delta_bytes or 0 for g in missing), missing[0].created)
+    # Of the one that followed it, if that is gone since.
+    oldest = (have and have.followed) or missing[0].created
+    return Behind(len(missing), seconds, sum(g.delta_bytes or 0 for g in missing), oldest)
 
 
 @dataclass(frozen=True, slots=True)

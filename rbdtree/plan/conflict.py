@@ -64,7 +64,22 @@ class NoCommonGeneration:
         return errors.Diverged(
             f"{self.node} (newest {self.downstream}) has no generation in common with its parent "
             f"(newest {self.upstream})",
-            f"Copy it anew: 'rbdtree remove {self.node}', then 'rbdtree add' it again.",
+            f"Run 'rbdtree resync {self.node}': it compares everything and writes what differs.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsResync:
+    """The parent let go of the child's base, as it had pinned it for too long: there is no delta."""
+
+    node: str
+    base: Position
+    reason: str
+
+    def error(self) -> errors.Error:
+        return errors.Diverged(
+            f"{self.node} needs a resync: its parent let go of {self.base}, which it stands on ({self.reason})",
+            f"Run 'rbdtree resync {self.node}': it compares everything and writes what differs.",
         )
 
 
@@ -136,4 +151,4 @@ class CloneChanged:
         )
 
 
-Conflict = HeadChanged | HeadResized | NoCommonGeneration | Forgotten | ImageGone | InUse | CloneChanged
+Conflict = HeadChanged | HeadResized | NoCommonGeneration | NeedsResync | Forgotten | ImageGone | InUse | CloneChanged

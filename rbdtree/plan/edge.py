@@ -19,6 +19,7 @@ from rbdtree.plan.conflict import (
     HeadResized,
     ImageGone,
     InUse,
+    NeedsResync,
     NoCommonGeneration,
 )
 from rbdtree.plan.step import (
@@ -29,6 +30,7 @@ from rbdtree.plan.step import (
     Hold,
     Intend,
     Plan,
+    Recover,
     Relay,
     Release,
     RollBack,
@@ -59,7 +61,8 @@ class MirrorState:
     downstream, but the snapshot is gone. ``held``: what this edge holds upstream. ``changed``: the head against the
     newest downstream generation (or against emptiness), when no intent is pending. ``needed``: what branches at or
     below the child stand on. ``arriving``: the delta that the parent is receiving itself, where it may be taken from it
-    meanwhile.
+    meanwhile. ``lapsed``: why the parent let go of the child's base, if it did. ``distrusted``: the copy compares
+    everything, so it needs no generation in common.
     """
 
     node: str
@@ -76,6 +79,8 @@ class MirrorState:
     needed: frozenset[Position] = field(default_factory=frozenset)
     gone: ImageGone | Forgotten | None = None
     arriving: Pending | None = None
+    lapsed: str = ""
+    distrusted: bool = False
 
 
 def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conflict:
@@ -98,10 +103,13 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
     if start.torn or (path and base and base not in state.upstream):
         # Onto a generation that both ends have when there is more to come, onto the newest of its own when not.
         back = _way_back(state, bool(path))
+        if back is None and state.distrusted and path:
+            return (*steps, *_compare(state, start, held, path[-1]))
         if back is None:
-            return NoCommonGeneration(
-                state.node, max(state.upstream, default=None), max((*state.downstream, *state.lost))
-            )
+            newest = max((*state.downstream, *state.lost))
+            if state.lapsed:
+                return NeedsResync(state.node, newest, state.lapsed)
+            return NoCommonGeneration(state.node, max(state.upstream, default=None), newest)
         steps += _hold(held, back if back in state.upstream else None)
         if state.pending != Pending(back, back):
             steps.append(Intend(back, back))
@@ -118,10 +126,30 @@ def plan_mirror(state: MirrorState, goal: Position | None = None) -> Plan | Conf
         steps += [Release(position) for position in stale]
         held -= set(stale)
         base = target
+    return (*steps, *_let_go(state, held, base))
+
+
+def _let_go(state: MirrorState, held: set[Position], base: Position | None) -> Plan:
+    """At the end the edge holds what the child stands on, and nothing else."""
     wanted = ({base} if base else set()) | state.needed
-    steps += _hold(held, *sorted(p for p in wanted if p in state.upstream))
+    steps: list[Step] = _hold(held, *sorted(p for p in wanted if p in state.upstream))
     steps += [Release(position) for position in sorted(held - wanted)]
-    return tuple(steps)
+    return (*steps, Recover()) if state.lapsed else tuple(steps)
+
+
+def _compare(state: MirrorState, start: "_Start", held: set[Position], target: Position) -> Plan:
+    """Onto the newest generation by comparing everything: none is in common, and what the head holds is no matter.
+
+    An interrupted one goes on; when its target is gone, what it wrote is compared with the next target."""
+    pending = state.pending
+    if pending and not pending.rollback and pending.target in state.upstream:
+        target = pending.target
+    since = pending.since if pending and pending.target == target else start.base
+    steps = _hold(held, target)
+    if pending != Pending(since, target):
+        steps.append(Intend(since, target))
+    steps += [*start.forget, Copy(since, target), Seal(target), Settle(target)]
+    return (*steps, *_let_go(state, held, target))
 
 
 def _hold(held: set[Position], *positions: Position | None) -> list[Step]:

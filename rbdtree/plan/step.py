@@ -110,6 +110,14 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Recover:
+    """Upstream: the edge, whose base was let go there, needs no resync any more."""
+
+    def __str__(self) -> str:
+        return "needs no resync any more"
+
+
+@dataclass(frozen=True, slots=True)
 class Clone:
     """Make a clone over this generation beside the child's image."""
 
@@ -129,5 +137,5 @@ class Swap:
         return f"swap to {self.position}"
 
 
-Step = Hold | Intend | Copy | Relay | RollBack | Seal | Settle | Abandon | Forget | Release | Clone | Swap
+Step = Hold | Intend | Copy | Relay | RollBack | Seal | Settle | Abandon | Forget | Release | Recover | Clone | Swap
 Plan = tuple[Step, ...]

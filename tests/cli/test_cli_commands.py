@@ -269,6 +269,8 @@ def test_marks(shared: Any) -> None:
 
 # -- changing
 
+EMPTY = ("leases[]", "nodes[].steps[]", "nodes[].removed[]", "nodes[].leftover[]", "nodes[].resync[]", "policy[]")
+
 
 @pytest.mark.ceph
 def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
@@ -288,11 +290,16 @@ def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
         ("discard", "vol/g", (), "vol/g has no branch"),
         ("lease acquire", "vol/g", ("--portion", "0..1M"), "would acquire a lease for vol/g"),
         ("lease release", "vol/g", (), "would release a lease for vol/g"),
+        ("retain", "vol", (), "vol/root: 0 generations would be removed, 3 stay"),
+        ("hold add", "vol/root", ("h", "--at", "1.1"), "vol/root: 1.1 would stay until hold h is removed"),
+        ("resync", "vol/m", (), "vol/m needs no resync"),
+        ("policy set", "vol", ("rpo=15m",), "vol: + rpo = 15m"),
+        ("policy unset", "vol/m", ("rpo",), "vol/m: that is so already"),
     ):
         plain = shared.run(*command.split(), name, *words, "--dry-run")
         assert said in plain.out, plain
         found = shared.get(*command.split(), name, *words, "--dry-run")
-        check_json(command, found, (*NO_ERROR, "leases[]"))
+        check_json(command, found, (*NO_ERROR, *EMPTY))
         assert found["dry_run"] is True
     assert shared.dump() == before
 
@@ -327,6 +334,64 @@ def test_changes_in_json(room: Any) -> None:
     check_json("remove", room.get("rm", "vol/g"))
     check_json("detach", room.get("detach", "vol/root"))
     assert (room.rbd("a", "ls") + room.rbd("b", "ls")).split() == ["k", "vol"]
+
+
+@pytest.mark.ceph
+def test_keeping_in_json(room: Any, tmp_path: Path) -> None:
+    room.tree()
+    room.add("vol/m", "root", "mirror", "b")
+    room.write("a", "vol", b"one" * 1000)
+    room.run("sync", "--cut", "vol")
+    for text in (b"two", b"six"):
+        room.write("a", "vol", text * 1000)
+        room.run("cut", "vol")
+    set_ = room.get("policy", "set", "vol", "keep=last  1", "max_pinned_bytes=1")
+    check_json("policy set", set_)
+    assert set_["policy"][0] == {"setting": "keep", "value": "last 1"}
+    room.run("policy", "set", "vol/m", "keep=all")
+    listed = room.get("policy", "ls", "vol")
+    check_json("policy ls", listed)
+    assert listed["not_told"] == ["m"]
+    assert listed["nodes"] == [{"node": "m", "setting": "keep", "value": "all"}]
+    force = room.get("policy", "ls", "vol/root")
+    check_json("policy ls TREE/NODE", force)
+    assert {"setting": "keep", "value": "last 1", "from": "tree"} in force["policy"]
+    assert {"setting": "parallel", "value": "4", "from": "default"} in force["policy"]
+    check_json("policy unset", room.get("policy", "unset", "vol/m", "keep"), ("policy[]",))
+
+    file = tmp_path / "vol.toml"
+    exported = room.get("export", "vol")
+    check_json("export", exported)
+    assert exported["toml"] == room.run("export", "vol").out
+    file.write_text(exported["toml"].replace("last 1", "last 2"))
+    planned = room.get("plan", "-f", file)
+    check_json("plan", planned)
+    assert [c["text"] for c in planned["changes"]] == ["~ keep = last 1 -> last 2"]
+    check_json("apply", room.get("apply", "-f", file, "--yes"))
+    assert room.run("plan", "-f", file).out == "vol: nothing to change\n"
+    room.run("policy", "set", "vol", "keep=last 1")
+
+    check_json("hold add", room.get("hold", "add", "vol/root", "audit", "--at", "1.2", "--reason", "for the audit"))
+    told = room.get("retain", "vol/root")
+    check_json("retain", told, ("nodes[].error.", "nodes[].leftover[]"))
+    (node,) = told["nodes"]
+    assert [(g["generation"], g["stays"]) for g in node["generations"]] == [
+        ("1.1", False),
+        ("1.2", True),
+        ("1.3", True),
+    ]
+    assert node["resync"] == ["m"]
+    holds = room.get("hold", "ls", "vol")
+    check_json("hold ls", holds)
+    assert [(h["generation"], h["kind"], h["name"]) for h in holds["holds"]] == [("1.2", "user", "audit")]
+    quick = room.get("hold", "ls", "vol", "--quick")
+    assert [h["pinned_bytes"] for h in quick["holds"]] == [None]
+    assert "m needs a resync: 1.1 was let go at root" in room.run("hold", "ls", "vol").out
+    synced = room.get("resync", "vol/m")
+    check_json("sync", synced, NO_ERROR)
+    check_json("hold rm", room.get("hold", "rm", "vol/root", "audit"))
+    said = room.run("retain", "vol").out
+    assert "vol/root: 1 generation removed, 1 stay" in said
 
 
 @pytest.mark.ceph
@@ -428,9 +493,21 @@ def test_every_command_takes_the_common_options() -> None:
         "lease release t/n",
         "lease ls t",
         "uplink t/n",
+        "retain t",
+        "hold ls t",
+        "hold add t/n h",
+        "hold rm t/n h",
+        "resync t/n",
+        "policy set t rpo=1h",
+        "policy unset t rpo",
+        "policy ls t",
+        "plan -f tree.toml",
+        "apply -f tree.toml",
+        "export t",
     ]:
         changing = "init add cut sync remove detach rollback branch push discard resolve lease"
-        changes = words.split()[0] in changing.split() and words != "lease ls t"
+        changing += " retain hold resync policy apply"
+        changes = words.split()[0] in changing.split() and "ls" not in words.split()
         given = (
             [
                 "--config",

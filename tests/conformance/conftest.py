@@ -79,6 +79,10 @@ class World:
         """There is space again."""
         raise NotImplementedError
 
+    def protect(self, image: Image, snapshot: str) -> None:
+        """``rbd snap protect``"""
+        raise NotImplementedError
+
     @property
     def cluster(self) -> Any:
         return self.sites.cluster("a")
@@ -109,6 +113,9 @@ class InMemory(World):
     def pass_time(self, seconds: float) -> None:
         self._now += seconds
 
+    def protect(self, image: Image, snapshot: str) -> None:
+        memory.protect(self._storage, image.image_id, snapshot)
+
     def fill(self) -> None:
         self._storage.limit("p", 0)
 
@@ -130,6 +137,15 @@ class OnCeph(World):
         # The OSD's clock is not ours to turn: what is tested is the expiry itself.
         deadline = time.monotonic() + seconds
         wait_until(lambda: time.monotonic() >= deadline, seconds + 1)
+
+    def protect(self, image: Image, snapshot: str) -> None:
+        import rbd
+
+        with (
+            self._pools.clusters.admin("a").open_ioctx(self._pools.name) as ioctx,
+            rbd.Image(ioctx, image_id=image.image_id) as opened,
+        ):
+            opened.protect_snap(snapshot)
 
     def fill(self) -> None:
         self._ratios(0.00001, 0.00002, 0.00003)

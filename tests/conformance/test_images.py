@@ -281,3 +281,13 @@ def test_the_lock_owner_is_whoever_wrote_last(world: World) -> None:
     assert world.pool.open(image.image_id).lock_owner() == world.other_sites.cluster("a").address()
     elsewhere.close()
     assert world.pool.open(image.image_id).lock_owner() is None
+
+
+def test_a_protected_snapshot_says_so(world: World) -> None:
+    image = world.image()
+    image.create_snapshot("s")
+    assert not image.protected("s")
+    world.protect(image, "s")
+    assert world.other.open(image.image_id).protected("s")
+    with pytest.raises(errors.NotFound):
+        image.protected("t")

@@ -1,9 +1,13 @@
 """Two writers: who is published, who is refused, and how each conflict ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from live.world import TREE, noise
+
+from rbdtree.engine.push import hear
+from rbdtree.model.document import PushState
 
 from .volume import KIB, MIB, MISUSED, REFUSED, Volume
 
@@ -311,3 +315,63 @@ def test_a_staged_image_that_was_taken_away(rivals: Volume) -> None:
     rivals.sync()
     rivals.sync()
     rivals.settled()
+
+
+def test_retention_hides_nobodys_writes(rivals: Volume) -> None:
+    """m's branch stays open over 1.1 while both publish and the root keeps only its newest: m's own earlier pushes are
+    no conflict, what k wrote in between is one."""
+    rivals.cli("policy", "set", TREE, "keep=last 1")
+    theirs = AT + 64 * KIB
+    with rivals.on_branch("m") as image:
+        for number in range(2):
+            for at in range(3):
+                image.write(noise(600, (number, at)), AT + at * 2048)
+                image.flush()
+                rivals.expect({AT + at * 2048: noise(600, (number, at))})
+                rivals.push("m")
+            if number == 0:
+                rivals.put("k", {theirs: noise(512, "k")})
+                rivals.push("k")
+            rivals.root_write({MIB: noise(512, number)})
+            rivals.cli("cut", TREE)
+            rivals.sync()
+            rivals.cli("retain", f"{TREE}/root")
+        # The runs: m's, k's, the root's, m's, the root's; and what m stands on.
+        assert len(rivals.document("root").generations) <= 6
+        image.write(noise(600, "again"), AT)
+        image.flush()
+        rivals.expect({AT: noise(600, "again")})
+        rivals.push("m")
+        rivals.check_model()
+        image.write(noise(512, "m"), theirs)
+        image.flush()
+        before = rivals.newest()
+        rivals.push("m", code=REFUSED)
+        assert rivals.newest() == before
+        rivals.check_model()
+        (evidence,) = rivals.conflict("m")["evidence"]
+        assert evidence["node"] == "k"
+
+
+def test_a_verdict_is_heard_after_the_generation_is_gone(rivals: Volume) -> None:
+    """The root has forgotten the push, and retention has removed what it became."""
+    rivals.put("m", {AT: noise(512, "m")})
+    document = rivals.document("m")
+    rivals.push("m")
+    push_id = f"{document.ref.node_id}:1"
+    rivals.cli("policy", "set", TREE, "keep=last 1")
+    for number in range(2):
+        rivals.root_write({MIB: noise(512, number)})
+        rivals.cli("cut", TREE)
+    # As m was before it heard; it was away.
+    sent = rivals.document("m").push(push_id)
+    assert sent is not None
+    rivals.node("m").update(lambda d: d.with_push(replace(sent, state=PushState.SENT, position=None)))
+    rivals.node("root").update(lambda d: replace(d.without_push(push_id), holds=()))
+    rivals.cli("retain", f"{TREE}/root")
+    assert all(g.push != push_id for g in rivals.document("root").generations)
+    hear(rivals.sites, rivals.node("m"))
+    heard = rivals.document("m").push(push_id)
+    assert heard is not None
+    assert heard.state is PushState.PUBLISHED
+    assert heard.position == rivals.document("root").position
