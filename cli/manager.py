@@ -125,6 +125,8 @@ def canonical(unit: Unit, cycle: Cycle) -> dict[str, Any]:
         "refused": cycle.refused,
         "sent_bytes": cycle.sent_bytes,
         "scrubbed_bytes": cycle.scrubbed_bytes,
+        "removed": cycle.removed,
+        "let_go": ", ".join(cycle.let_go),
     }
     if edge:
         found |= {

@@ -11,6 +11,7 @@ from rbdtree.model.document import (
     NodeRef,
     Push,
     PushState,
+    Resync,
     Scrub,
     State,
     Summary,
@@ -130,3 +131,12 @@ def test_without_the_root_it_is_not_known() -> None:
     assert worst(seen) is Level.UNKNOWN
     bad = found(node("leaf", OLD, parent="m", trouble=PERSON))
     assert worst(bad) is Level.CRITICAL
+
+
+def test_who_needs_a_resync_is_told_by_its_parent() -> None:
+    """The child cannot be reached; that is how it came to be slow."""
+    lapsed = Resync("edge-m", "t/m", OLD.position, "pinned for 4 d, max_pinned_age is 3 d", NOW)
+    (finding,) = found(node("root", NEW, resyncs=(lapsed,)))
+    assert (finding.level, finding.node, finding.kind) == (Level.CRITICAL, "m", "resync")
+    assert "max_pinned_age" in finding.text
+    assert "rbdtree resync t/m" in finding.hint

@@ -2,7 +2,7 @@
 
     root    publish what was pushed, cut by the schedule, push its own branch
     others  take the branch's changes, carry pushes up, hear of them, bring the node on
-    all     scrub, tell the parent
+    all     retention, scrub, tell the parent
 
 A part that fails keeps the others from nothing; the first error is the cycle's. What there is to do is decided anew by
 every part from what it reads, so a cycle may end anywhere and be run again, here or elsewhere.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import cut, ends, publish, push, scrub
+from rbdtree.engine import cut, ends, publish, push, retain, scrub
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Pace
 from rbdtree.engine.desk import Desk
@@ -28,6 +28,10 @@ from rbdtree.model.position import Position
 from rbdtree.ports import Reporter, Sites
 
 _SLICE_SECONDS = 60.0
+_RETAIN_SECONDS = 60.0
+"""Retention looks no more often than this when there is a new generation,"""
+_RETAIN_IDLE_SECONDS = 600.0
+"""and this often when there is none: time alone makes a child slow."""
 _SLICE_BYTES = 256 << 20
 _SKEW_SECONDS = 60.0
 
@@ -44,6 +48,10 @@ class Cycle:
     sent_bytes: int = 0
     scrubbed_bytes: int = 0
     scrub_found: int = 0
+    removed: int = 0
+    """Snapshots that retention removed."""
+    let_go: tuple[str, ...] = ()
+    """Nodes that need a resync since."""
     error: errors.Error | None = None
     trouble: Trouble | None = None
     seconds: float = 0.0
@@ -54,7 +62,9 @@ class Cycle:
     @property
     def changed(self) -> bool:
         edge = self.edge is not None and self.edge.changed
-        return bool(edge or self.cut or self.published or self.refused or self.sent_bytes or self.scrubbed_bytes)
+        return bool(
+            edge or self.cut or self.published or self.refused or self.sent_bytes or self.scrubbed_bytes or self.removed
+        )
 
 
 class Cycles:
@@ -88,6 +98,7 @@ class Cycles:
             node.name = unit.name
             unit.document = ends.read_settled(node)
             parts = self._root(unit, node, cycle) if unit.is_root else self._edge(unit, node, cycle, entered, whole)
+            parts.append(("retain", lambda: self._retain(unit, node, cycle)))
             parts.append(("scrub", lambda: self._scrub(unit, node, cycle)))
             for name, part in parts:
                 self._part(cycle, name, part)
@@ -230,6 +241,21 @@ class Cycles:
         return Node.at(self._sites, document.parent)
 
     # -- all
+
+    def _retain(self, unit: Unit, node: Node, cycle: Cycle) -> None:
+        document, now = unit.document, time.monotonic()
+        if document.kind is Kind.CLONE or unit.policy.keep.all or len(document.generations) < 2:
+            return
+        pause = _RETAIN_IDLE_SECONDS if document.newest_position == unit.retained else _RETAIN_SECONDS
+        if unit.retain_looked and now < unit.retain_looked + pause:
+            return
+        with Claim(node, "retain", wait=True, leave=unit.leave) as claim:
+            found = retain.retain(self._sites, node, claim, self._clock())
+        unit.retained, unit.retain_looked = document.newest_position, now
+        unit.document = node.read()
+        cycle.removed, cycle.let_go = len(found.removed), tuple(found.resyncs)
+        for name in found.resyncs:
+            self._reporter.note(name, "needs a resync: what it stood on was let go")
 
     def _scrub(self, unit: Unit, node: Node, cycle: Cycle) -> None:
         policy = unit.policy

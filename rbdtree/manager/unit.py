@@ -8,12 +8,13 @@ from rbdtree.manager.keeper import Place
 from rbdtree.manager.watches import Listened
 from rbdtree.model.document import Kind, NodeDocument, NodeRef, Trouble
 from rbdtree.model.policy import Policy, effective
+from rbdtree.model.position import Position
 
 
 @dataclass(eq=False)
 class Unit:
     """Times are of the monotonic clock, but for ``ticked``. The dispatcher's thread alone changes it, except for what a
-    cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``,
+    cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``, ``retained``, ``retain_looked``,
     ``trouble``."""
 
     ref: NodeRef
@@ -30,6 +31,9 @@ class Unit:
     """The time of the schedule (since 1970) that was attended to last."""
     pushed: float = 0.0
     scrub_due: float = 0.0
+    retained: Position | None = None
+    """The newest generation when retention looked last."""
+    retain_looked: float = 0.0
     not_before: float = 0.0
     """A failure keeps it waiting until then, whoever wakes it."""
     trouble: Trouble | None = None

@@ -74,6 +74,7 @@ def findings(tree: str, nodes: list[Seen], now: float, managers: int | None) -> 
         policy = effective(node.document.policy, node.document.tree_policy)
         wanted = wanted or _wants(policy)
         found += _trouble(tree, node.document)
+        found += _lapsed(node.document)
         found += _progress(tree, node.document, documents, root, policy, now)
         found += _scrub(tree, node.document, policy, now)
     if managers == 0 and wanted:
@@ -118,6 +119,20 @@ def _hearsay(tree: str, node: Seen, root: NodeDocument | None, now: float) -> li
         if rpo is not None and lack.oldest and now - lack.oldest > rpo:
             said.append(_late(tree, node.name, node.told.position, now - lack.oldest, rpo))
     return said
+
+
+def _lapsed(document: NodeDocument) -> list[Finding]:
+    """Told by the node that let go of what they stood on: they may not be reached themselves."""
+    return [
+        Finding(
+            Level.CRITICAL,
+            resync.name.rpartition("/")[2],
+            "resync",
+            f"it needs a resync: {document.name} let go of {resync.position}, which it stood on ({resync.reason})",
+            f"Run 'rbdtree resync {resync.name}'.",
+        )
+        for resync in document.resyncs
+    ]
 
 
 def _trouble(tree: str, document: NodeDocument) -> list[Finding]:

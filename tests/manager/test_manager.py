@@ -68,3 +68,23 @@ def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
         lambda: (s := grove.document("root").children[0].summary) and s.children[0].summary is not None,
         "the root knows its grandchild",
     )
+
+
+def test_generations_go_as_the_policy_says(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbdtree.manager import cycle
+
+    monkeypatch.setattr(cycle, "_RETAIN_SECONDS", 0.0)
+    grove.policy("root", tree=True, keep="last 2")
+    grove.policy("leaf", keep="all")
+    grove.run(poll=60.0)
+    for number in range(5):
+        grove.write(number * 4096, b"new" * 1000)
+        grove.cut()
+        until(grove.level, "everybody has it")
+
+    def left() -> tuple[int, ...]:
+        return tuple(len(grove.document(name).generations) for name in ("root", "m", "leaf"))
+
+    until(lambda: left()[:2] == (2, 2), f"two are left, not {left()}")
+    assert left()[2] == 5
+    assert len(grove.snapshots("root")) == 2
