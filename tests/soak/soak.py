@@ -74,18 +74,12 @@ class Soak:
     # -- the tree
 
     def build(self) -> None:
-        from rbdtree.model import policy
-
         self.world.init(size=SIZE)
         for name, parent, kind, site in NODES:
             self.world.add(name, parent, kind, site)
         self.refs = {name: document.ref for name, document in self.documents().items()}
         self._write("root")
-        root = self.world.document("root")
-        found = policy.settings(POLICY)
-        from dataclasses import replace
-
-        Node.at(self.world.sites, root.ref).update(lambda d: replace(d, tree_policy=found))
+        self.world.cli("policy", "set", "vol", *(f"{key}={text}" for key, text in POLICY.items()))
         for manager in self.stage.managers:
             manager.start()
         within(60, "the managers bring the tree to its first generation", self.level)
