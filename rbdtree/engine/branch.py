@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, marks, recall
+from rbdtree.engine import delta, ends, extents, marks, parcel, recall
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model import policy
-from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
+from rbdtree.model.document import PARCEL, Branch, Hold, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix, snapshot_name
 from rbdtree.ports import Image, Pool, Sites
@@ -304,6 +304,10 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
     if document.discarding and discarded:
         release_hold(sites, document)
     for image_id, name in document.discarding:
+        if name.startswith(PARCEL):
+            # The branch has these bytes too.
+            parcel.drop(node.pool, name)
+            continue
         if node.pool.image_id(name) == image_id:
             unfollow(node, image_id)
             marks.unmark_image(node.pool, image_id)
@@ -360,7 +364,7 @@ def give_up(document: NodeDocument) -> NodeDocument:
         return document
     mine = {p.push_id for p in own_pushes(document)}
     images = [(branch.image_id, branch.image)] if branch.image_id else []
-    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staging]
+    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staged_apart]
     changed = replace(
         document,
         branch=None,

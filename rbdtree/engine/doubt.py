@@ -35,7 +35,7 @@ class Doubt:
         """What of ``doubt`` the branch has otherwise than it was published."""
         known = coalesced(list(self._published))
         found = list(doubt.subtract(Extents.of((p.offset, p.length) for p in known)))
-        found += [(part.offset, part.length) for part in pieces.unlike(image, known)]
+        found += pieces.unlike(image, known)
         return Extents.of(found)
 
 

@@ -6,21 +6,18 @@ librbd reports what was written; a rewrite of equal bytes is no change, and must
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from rbdtree.engine import delta
 from rbdtree.engine.copy import chunks
 from rbdtree.engine.zeroes import differing
-from rbdtree.model.document import Push
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.ports import Image, Pool
+from rbdtree.ports import Source
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
 _READERS = 4
 
 
-def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Iterator[list[Pair]]:
+def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Iterator[list[Pair]]:
     """Of the given extents, those whose bytes differ between two images of equal size."""
 
     def read(chunk: tuple[int, int, list[Pair]]) -> list[Pair]:
@@ -60,24 +57,6 @@ def whole_sectors(extents: Extents, size: int) -> Extents:
         for first in (offset - offset % SECTOR,)
     )
     return Extents.of(grown)
-
-
-def of_push(pool: Pool, push: Push, newer: Image) -> Iterator[list[Pair]]:
-    """Extents of a push that lies in this pool; ``newer`` is its image, open at its later snapshot.
-
-    Whole sectors of one that is forced over others' bytes: they would be merged with its own otherwise."""
-    if push.force:
-        exact = collect(of_push(pool, replace(push, force=False), newer))
-        yield list(whole_sectors(exact, newer.size()))
-        return
-    if push.extents:
-        yield list(push.extents)
-        return
-    older = pool.open(push.image_id, push.since)
-    try:
-        yield from compared(newer, older, delta.changes(newer, push.since, push.snapshot))
-    finally:
-        older.close()
 
 
 def collect(batches: Iterator[list[Pair]]) -> Extents:

@@ -1,13 +1,11 @@
-"""Pieces of a batch, written into images and read from them."""
+"""Pieces of a batch: cut, clipped, read from an image and compared with one."""
 
-import queue
 from collections.abc import Iterator
-from functools import partial
 
 from rbdtree.engine.coalesce import Piece
 from rbdtree.engine.extents import SECTOR
 from rbdtree.engine.zeroes import differing
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.record import Change, Write, Zero
 from rbdtree.ports import Image, Pool
 
@@ -48,57 +46,12 @@ def read(pool: Pool, image_id: str, snapshot: str | None, where: Extents) -> lis
         image.close()
 
 
-def unlike(image: Image, pieces: list[Piece], *, same: bool = False) -> Iterator[Piece]:
-    """What the image holds where it differs from the pieces, by sectors; ``same``: where it does not."""
+def unlike(image: Image, pieces: list[Piece]) -> Iterator[Pair]:
+    """Where the image differs from the pieces, by sectors."""
     for piece in cut(pieces):
         for at in range(0, piece.length, _STEP):
             length = min(_STEP, piece.length - at)
             wanted = piece.data[at : at + length] if piece.data is not None else bytes(length)
             found = image.read(piece.offset + at, length)
-            where = Extents.of((low, high - low) for low, high in differing(found, wanted, SECTOR))
-            for low, size in Extents.of([(0, length)]).subtract(where) if same else where:
-                yield Piece(piece.offset + at + low, size, found[low : low + size])
-
-
-def inverted(image: Image, pieces: list[Piece]) -> list[Piece]:
-    """Other bytes, in the sectors that hold those of the pieces already."""
-    return [
-        Piece(offset, length, bytes(255 - byte for byte in data or b""))
-        for offset, length, data in unlike(image, pieces, same=True)
-    ]
-
-
-def write(image: Image, pieces: list[Piece]) -> None:
-    """Disjoint pieces, many at a time, bounded in bytes; returns when all are written."""
-    answers: queue.SimpleQueue[tuple[int, Exception | None]] = queue.SimpleQueue()
-    in_flight = 0
-    failure: Exception | None = None
-
-    def answered(size: int, error: Exception | None) -> None:
-        answers.put((size, error))
-
-    def wait_one() -> None:
-        nonlocal in_flight, failure
-        size, error = answers.get()
-        in_flight -= size
-        failure = failure or error
-
-    waiting = 0
-    for piece in cut(pieces):
-        size = piece.length if piece.data is not None else 512
-        while waiting and in_flight + size > IN_FLIGHT:
-            wait_one()
-            waiting -= 1
-        if failure:
-            break
-        in_flight += size
-        waiting += 1
-        done = partial(answered, size)
-        if piece.data is None:
-            image.submit_zero(piece.offset, piece.length, done)
-        else:
-            image.submit_write(piece.offset, piece.data, done)
-    for _ in range(waiting):
-        wait_one()
-    if failure:
-        raise failure
+            for low, high in differing(found, wanted, SECTOR):
+                yield piece.offset + at + low, high - low

@@ -41,6 +41,7 @@ class Session:
         self.join = join
         self.client = marks.journal_client(node.node_id)
         self.image_id = ""
+        self.size_bytes = 0
         self.taken: Taken = ()
         self._name = identity(f"uplink {uuid.uuid4().hex}", node.pool.cluster.address())
 
@@ -70,6 +71,11 @@ class Session:
         with self.claim():
             branch = self.branch(self.node.read())
         self.image_id, self.taken = branch.image_id, branch.taken
+        image = self.node.pool.open(branch.image_id)
+        try:
+            self.size_bytes = image.size()
+        finally:
+            image.close()
         return branch
 
     @contextmanager

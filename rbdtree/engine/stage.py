@@ -1,18 +1,22 @@
 """Pushes of a branch with a journal: of what its records say, and, where they do not tell all, of a snapshot."""
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
+from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import extents, pieces, tidy
+from rbdtree.engine import extents, parcel, pieces, pushed, tidy
 from rbdtree.engine import push as pushes
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.coalesce import Piece
+from rbdtree.engine.node import Node
+from rbdtree.engine.parcel import Parcel
 from rbdtree.engine.session import Session
 from rbdtree.model.document import Branch, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
-from rbdtree.model.position import push_snapshot_name
+from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
 
 
 def stage(session: Session, changed: list[Piece], change: Callable[[Branch], Branch]) -> None:
@@ -20,7 +24,8 @@ def stage(session: Session, changed: list[Piece], change: Callable[[Branch], Bra
     with session.claim() as claim:
         document = session.node.read()
         session.mine(document)
-        push = _staged(session, document, changed, claim)
+        push = _staged(session, document, changed)
+        claim.check()
 
         def staged(d: NodeDocument) -> NodeDocument:
             moved = change(session.mine(d))
@@ -43,33 +48,26 @@ def _push(document: NodeDocument, number: int) -> Push:
     )
 
 
-def _staged(session: Session, document: NodeDocument, changed: list[Piece], claim: Claim) -> Push:
-    """Bytes in a clone beside the branch, sealed. Its number is used again if we die here."""
-    number = document.push_number + 1
+def _staged(session: Session, document: NodeDocument, changed: list[Piece]) -> Push:
+    """Packed beside the branch. Its number is used again if we die here."""
+    push = _push(document, document.push_number + 1)
     wanted = Extents.of((piece.offset, piece.length) for piece in changed)
-    few = wanted.pairs if len(wanted) <= pushes.FEW else ()
-    push = replace(
-        _push(document, number),
-        staging=tidy.staging_name(document, document.ref.node_id, number),
-        extents=few,
-        since=push_snapshot_name(document.tree_id, 0),
-    )
-    tidy.drop_unfinished(session.node, document)
-    image_id = pushes.staging(session.sites, session.node, document, push, push.staging)
-    head = session.node.pool.open(image_id, read_only=False)
+    around = extents.whole_sectors(wanted, session.size_bytes).subtract(wanted)
+    known = [*changed, *(_as_base(session, document, push.base, around) if around else ())]
+    packed = Parcel(session.size_bytes, known, wanted)
+    name = parcel.stem(push.owner, push.number, uuid.uuid4().hex[:8])
+    return replace(push, staging=parcel.store(session.node.pool, name, session.node.node_id, packed))
+
+
+def _as_base(session: Session, document: NodeDocument, base: Position, where: Extents) -> list[Piece]:
+    """What the generation holds there that the branch stands on."""
+    node = Node.at(session.sites, document.replica)
+    above = node.read()
     try:
-        if not few:
-            # What the push changes must differ between the two snapshots, also where these bytes are there already.
-            pieces.write(head, pieces.inverted(head, changed))
-            head.flush()
-            head.create_snapshot(push.since)
-        pieces.write(head, changed)
-        head.flush()
-        claim.check()
-        head.create_snapshot(push.snapshot)
-    finally:
-        head.close()
-    return replace(push, image_id=image_id)
+        return pieces.read(node.pool, above.image_id, snapshot_name(document.tree_id, base), where)
+    except errors.NotFound:
+        # Removed by hand: the push will be refused for that.
+        return pieces.read(node.pool, above.image_id, snapshot_name(document.tree_id, above.position), where)
 
 
 def base(session: Session, claim: Claim) -> tuple[int, int]:
@@ -93,7 +91,7 @@ def base(session: Session, claim: Claim) -> tuple[int, int]:
         image.close()
     newer = pool.open(branch.image_id, push.snapshot)
     try:
-        changed = extents.collect(extents.of_push(pool, push, newer))
+        changed = pushed.changed(pool, push, newer)
     finally:
         newer.close()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rbdtree import errors
-from rbdtree.engine import marks
+from rbdtree.engine import marks, parcel
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Branch, Kind, NodeDocument, Push, PushState
@@ -41,7 +41,7 @@ def tidy(node: Node, claim: Claim) -> None:
     """Removes staged images that served; forgets old verdicts."""
     document = node.read()
     for push in document.pushes:
-        if push.staging and push.image_id and served(document, push):
+        if push.staged_apart and served(document, push):
             forget_image(node, push, claim)
     document = node.update(_forget, claim.cookie)
     if document.branch and document.branch.image_id and document.branch.uplink == "snapshot":
@@ -69,18 +69,30 @@ def _forget_spent(node: Node, document: NodeDocument, branch: Branch, claim: Cla
 
 
 def forget_image(node: Node, push: Push, claim: Claim) -> None:
-    """A staged push that served: its image goes, its entry stays."""
-    drop_image(node, push.image_id, push.staging)
+    """A staged push that served: its bytes go, its entry stays."""
+    drop(node, push)
     node.update(_without_image(push), claim.cookie)
 
 
+def drop(node: Node, push: Push) -> None:
+    """The bytes of a staged push."""
+    if push.packed:
+        parcel.drop(node.pool, push.staging)
+    else:
+        drop_image(node, push.image_id, push.staging)
+
+
 def staging_name(above: NodeDocument, owner: str, number: int) -> str:
-    """Of the clone that a push is copied into at a node."""
+    """Of the image that a large push is copied into at a node."""
     return f"{above.ref.image}.push-{owner[:8]}-{number}"
 
 
 def drop_unfinished(node: Node, document: NodeDocument) -> None:
-    """The clone of a push that died before it was entered: its number is used again, its bytes may be others'."""
+    """What was staged for a push that died before it was entered: its number is used again, its bytes may be others'.
+
+    Under the node's claim. Who lost that, and writes a parcel all the same, leaves an object nobody looks for."""
+    for name in parcel.lost(node.pool, node.node_id, (p.staging for p in document.pushes)):
+        parcel.drop(node.pool, name)
     name = staging_name(document, node.node_id, document.push_number + 1)
     found = node.pool.image_id(name)
     if found:
@@ -105,7 +117,7 @@ def drop_image(node: Node, image_id: str, name: str) -> None:
 def _without_image(push: Push) -> Callable[[NodeDocument], NodeDocument]:
     def change(document: NodeDocument) -> NodeDocument:
         known = document.push(push.push_id)
-        return document.with_push(replace(known, image_id="", staging="")) if known else document
+        return document.with_push(replace(known, image_id="", staging="", extents=())) if known else document
 
     return change
 
@@ -124,7 +136,7 @@ def _forget(document: NodeDocument) -> NodeDocument:
     verdicts = [
         p.push_id
         for p in document.pushes
-        if p.owner != mine and not p.image_id and p.state in (PushState.PUBLISHED, PushState.CONFLICT)
+        if p.owner != mine and not p.here and p.state in (PushState.PUBLISHED, PushState.CONFLICT)
     ]
     done |= set(verdicts[:-_REMEMBERED])
     return replace(document, pushes=tuple(p for p in document.pushes if p.push_id not in done))

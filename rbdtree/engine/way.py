@@ -82,7 +82,7 @@ class Way:
         if len(old) >= _KEPT:
             with self._session.claim() as claim:
                 for push in old:
-                    if push.staging and push.image_id:
+                    if push.staged_apart:
                         tidy.forget_image(node, push, claim)
                 gone = {p.push_id for p in old if p.image_id != branch.image_id}
                 node.update(
