@@ -4,8 +4,9 @@ The branch of a clone node is its image; root and mirror nodes get one called IM
 anything is written: then librbd knows exactly what a write changed, also where it copied a whole object up.
 """
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from rbdtree import errors
 from rbdtree.engine import delta, ends, extents, marks, parcel, recall
@@ -260,8 +261,9 @@ def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
         image.close()
 
 
-def look(node: Node, document: NodeDocument) -> BranchReport:
-    """What is on the branch and not published; reads what was written since the last push."""
+def look(node: Node, document: NodeDocument, *, briefly: bool = False) -> BranchReport:
+    """What is on the branch and not published; reads what was written since the last push. ``briefly``: no more of it
+    than shows that there is something."""
     branch = require(document)
     _check_there(node, document, branch)
     head = node.pool.open(branch.image_id)
@@ -273,7 +275,8 @@ def look(node: Node, document: NodeDocument) -> BranchReport:
             try:
                 if head.size() != older.size():
                     raise _resized(document, branch, head)
-                changed = extents.collect(extents.compared(head, older, delta.exact(head, branch.since, rough)))
+                with closing(extents.compared(head, older, delta.exact(head, branch.since, rough))) as found:
+                    changed = extents.collect(islice(found, 1) if briefly else found)
             finally:
                 older.close()
         elif head.size() != _size_at(head, branch.since):

@@ -4,7 +4,7 @@ librbd reports what was written; a rewrite of equal bytes is no change, and must
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rbdtree.engine.copy import chunks
@@ -17,7 +17,7 @@ SECTOR = 512
 _READERS = 4
 
 
-def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Iterator[list[Pair]]:
+def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Generator[list[Pair], None, None]:
     """Of the given extents, those whose bytes differ between two images of equal size."""
 
     def read(chunk: tuple[int, int, list[Pair]]) -> list[Pair]:
@@ -36,17 +36,21 @@ def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Ite
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="compare") as threads:
         ahead: deque[Future[list[Pair]]] = deque()
-        for batch in batches:
-            for chunk in chunks(batch):
-                ahead.append(threads.submit(read, chunk))
-                if len(ahead) >= 2 * _READERS:
-                    found = ahead.popleft().result()
-                    if found:
-                        yield found
-        while ahead:
-            found = ahead.popleft().result()
-            if found:
-                yield found
+        try:
+            for batch in batches:
+                for chunk in chunks(batch):
+                    ahead.append(threads.submit(read, chunk))
+                    if len(ahead) >= 2 * _READERS:
+                        found = ahead.popleft().result()
+                        if found:
+                            yield found
+            while ahead:
+                found = ahead.popleft().result()
+                if found:
+                    yield found
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def whole_sectors(extents: Extents, size: int) -> Extents:

@@ -52,7 +52,7 @@ def stage(sites: Sites, node: Node) -> int:
         document = branches.remake(sites, node, document, claim)
         document = seal_taken(node, document, claim)
         try:
-            report = branches.look(node, document)
+            report = branches.look(node, document, briefly=True)
         except errors.Busy:
             if not branches.swapping(document):
                 raise
