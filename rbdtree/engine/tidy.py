@@ -1,6 +1,5 @@
 """What pushes leave behind at a node: staged clones that served, entries that everybody has read."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from rbdtree import errors
@@ -40,10 +39,10 @@ def spent(document: NodeDocument, branch: Branch) -> tuple[Push, ...]:
 def tidy(node: Node, claim: Claim) -> None:
     """Removes staged images that served; forgets old verdicts."""
     document = node.read()
-    for push in document.pushes:
-        if push.staged_apart and served(document, push):
-            forget_image(node, push, claim)
-    document = node.update(_forget, claim.cookie)
+    gone = [p for p in document.pushes if p.staged_apart and served(document, p)]
+    for push in gone:
+        drop(node, push)
+    document = node.update(lambda d: _forget(without_bytes(d, gone)), claim.cookie)
     if document.branch and document.branch.image_id and document.branch.uplink == "snapshot":
         _forget_spent(node, document, document.branch, claim)
 
@@ -66,12 +65,6 @@ def _forget_spent(node: Node, document: NodeDocument, branch: Branch, claim: Cla
     finally:
         image.close()
     node.update(lambda d: replace(d, pushes=tuple(p for p in d.pushes if p.push_id not in gone)), claim.cookie)
-
-
-def forget_image(node: Node, push: Push, claim: Claim) -> None:
-    """A staged push that served: its bytes go, its entry stays."""
-    drop(node, push)
-    node.update(_without_image(push), claim.cookie)
 
 
 def drop(node: Node, push: Push) -> None:
@@ -114,12 +107,13 @@ def drop_image(node: Node, image_id: str, name: str) -> None:
     pool.remove_entry(marks.image_entry(image_id))
 
 
-def _without_image(push: Push) -> Callable[[NodeDocument], NodeDocument]:
-    def change(document: NodeDocument) -> NodeDocument:
+def without_bytes(document: NodeDocument, gone: list[Push]) -> NodeDocument:
+    """Staged pushes whose bytes were dropped keep their entries."""
+    for push in gone:
         known = document.push(push.push_id)
-        return document.with_push(replace(known, image_id="", staging="", extents=())) if known else document
-
-    return change
+        if known:
+            document = document.with_push(replace(known, image_id="", staging="", extents=()))
+    return document
 
 
 def _forget(document: NodeDocument) -> NodeDocument:

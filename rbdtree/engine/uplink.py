@@ -251,9 +251,9 @@ class Uplink:
         elif isinstance(event, CompareAndWrite):
             # Whether it took effect is known to the image alone.
             where = Extents.of([(event.offset, len(event.data))])
-            self._publish(journal, pieces.read(self._node.pool, branch.image_id, None, where), batch, where)
+            self._publish(journal, branch, pieces.read(self._node.pool, branch.image_id, None, where), batch, where)
         elif batch.pieces:
-            self._publish(journal, list(batch.pieces), batch, batch.overlapped)
+            self._publish(journal, branch, list(batch.pieces), batch, batch.overlapped)
         else:
             self._pass(journal, batch)
 
@@ -263,9 +263,11 @@ class Uplink:
         self.session.move(lambda b: replace(b, taken=taken, skip_to=""))
         self.way.settle(journal)
 
-    def _publish(self, journal: Journal, changed: list[Piece], batch: Batch, overlapped: Extents) -> None:
+    def _publish(
+        self, journal: Journal, branch: Branch, changed: list[Piece], batch: Batch, overlapped: Extents
+    ) -> None:
         taken = positions(batch)
-        doubt = Extents.of(self.session.mine(self._node.read()).doubt).union(overlapped)
+        doubt = Extents.of(branch.doubt).union(overlapped)
         self.milestones.doubt.add(changed, doubt)
         pairs = covered(doubt)
         self.milestones.due = True

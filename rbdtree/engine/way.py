@@ -83,7 +83,7 @@ class Way:
             with self._session.claim() as claim:
                 for push in old:
                     if push.staged_apart:
-                        tidy.forget_image(node, push, claim)
+                        tidy.drop(node, push)
                 gone = {p.push_id for p in old if p.image_id != branch.image_id}
                 node.update(
                     lambda d: replace(d, pushes=tuple(p for p in d.pushes if p.push_id not in gone)), claim.cookie
