@@ -42,7 +42,7 @@ class State(StrEnum):
     UNREACHABLE = "unreachable"
 
 
-PARCEL = "rbdtree.parcel."
+PARCEL = "parcel.rbdtree."
 """What the names of packed pushes begin with."""
 
 
