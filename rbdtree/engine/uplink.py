@@ -35,6 +35,7 @@ from rbdtree.ports import Journal, Reporter, Sites
 
 _FLUSH_SECONDS = 5.0
 """How long to wait for a flush."""
+_LOOK_SECONDS = 0.05
 _DRAIN_SECONDS = 5.0
 """How long a run that ends goes on reading what comes."""
 _MARK_SECONDS = 60.0
@@ -192,6 +193,9 @@ class Uplink:
             self.way.again()
             if not came:
                 tail.wait(threading.Event() if self.stop.is_set() else self.stop)
+            elif not once:
+                # While much comes, looking for the next record at once would cost more than publishing all of them.
+                self.stop.wait(min(_LOOK_SECONDS, self._interval / 10))
 
     def _read(self, journal: Journal, tail: Tail, batcher: Batcher, front: tuple[int, int]) -> bool:
         """What there is now; whether anything came. After a stop no more than a while."""

@@ -77,7 +77,7 @@ def volume(pools: Any) -> Iterator[Volume]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The time of the sweep is shared by its tests."""
     sweeps = [item for item in items if item.get_closest_marker("sweep")]
-    minutes = config.getoption("--sweep-minutes")
+    minutes = config.getoption("--sweep-minutes", 30.0)
     config.stash[_SHARE] = 60 * minutes / max(1, len(sweeps)) if minutes else float("inf")
 
 
