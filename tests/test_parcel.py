@@ -68,14 +68,18 @@ def test_a_broken_one_is_none(made: tuple[Parcel, bytes], data: st.DataObject) -
 def test_stored_loaded_and_dropped(pool: memory.Pool, size: int) -> None:
     data = random.Random(size).randbytes(size)
     made = Parcel(64 * MIB, [Piece(512, size, data)] if size else [], Extents.of([(512, size)]))
-    name = parcel.store(pool, parcel.stem(NODE, 7), NODE, made)
-    assert parcel.store(pool, parcel.stem(NODE, 7), NODE, made) == name
+    name = parcel.store(pool, parcel.stem(NODE, 7, "token"), NODE, made)
+    assert parcel.store(pool, parcel.stem(NODE, 7, "token"), NODE, made) == name
+    # A parent in the same pool.
+    above = parcel.store(pool, parcel.stem(NODE, 7, "parent"), "parent", made)
     assert parcel.load(pool, name).read(512, size) == data
-    assert len(pool.place.raw) == -(-len(made.packed()) // (4 * MIB))
+    assert len(pool.place.raw) == 2 * -(-len(made.packed()) // (4 * MIB))
     assert parcel.lost(pool, NODE, [name]) == parcel.lost(pool, "0000-nod", []) == []
     assert parcel.lost(pool, NODE, []) == [name]
     parcel.drop(pool, name)
     parcel.drop(pool, name)
+    assert parcel.load(pool, above).read(512, size) == data
+    parcel.drop(pool, above)
     assert not pool.place.raw
     assert not pool.entries()
     with pytest.raises(errors.NotFound):

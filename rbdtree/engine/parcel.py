@@ -105,9 +105,10 @@ def unpack(raw: bytes, name: str) -> Parcel:
     return Parcel(size_bytes, known, Extents.of(zip(pairs[::2], pairs[1::2], strict=True)))
 
 
-def stem(owner: str, number: int, token: str = "") -> str:
-    """The beginning of a name. ``token``: where the number may be used again for other bytes."""
-    return f"{PARCEL}{owner}-{number}{f'-{token}' if token else ''}"
+def stem(owner: str, number: int, token: str) -> str:
+    """The beginning of a name. ``token``: the node where it lies; at the owner's, where a number may be used again for
+    other bytes, one that is new each time."""
+    return f"{PARCEL}{owner}-{number}-{token}"
 
 
 def store(pool: Pool, stem: str, node_id: str, parcel: Parcel) -> str:
@@ -148,9 +149,9 @@ def drop(pool: Pool, name: str) -> None:
 
 def lost(pool: Pool, node_id: str, known: Iterable[str]) -> list[str]:
     """Names of this node's own parcels that are not ``known``: their maker died before it entered them."""
-    mine = marks.parcel_entry(stem(node_id, 0).removesuffix("0"))
-    names = (key.removeprefix(marks.parcel_entry("")) for key in pool.entries() if key.startswith(mine))
-    return sorted(set(names) - set(known))
+    mine = marks.parcel_entry(f"{PARCEL}{node_id}-")
+    found = {key for key, value in pool.entries().items() if key.startswith(mine) and value == node_id}
+    return sorted({key.removeprefix(marks.parcel_entry("")) for key in found} - set(known))
 
 
 def of_source(source: Source, sectors: Extents, pushed: Extents) -> Parcel:

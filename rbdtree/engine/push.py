@@ -193,7 +193,7 @@ def _forward_one(
 
 def _send(parent: Node, push: Push, packed: Parcel) -> Push:
     """Packed, into the parent's pool. The same push is always the same parcel: one that is there is made whole."""
-    name = parcel.store(parent.pool, parcel.stem(push.owner, push.number), parent.node_id, packed)
+    name = parcel.store(parent.pool, parcel.stem(push.owner, push.number, parent.node_id), parent.node_id, packed)
     return replace(push, state=PushState.STAGED, image_id="", staging=name, since="", extents=(), evidence=())
 
 
