@@ -69,9 +69,14 @@ class Root:
             snapshots = [s for s in fresh.list_snaps() if s["name"].startswith("rbdtree.")]
         newest = max(snapshots, key=lambda s: s["id"])["name"]
         if self._at is None or self._at[0] != newest:
+            try:
+                opened = self._hand.open(self._name, newest)
+            except rbd.ImageNotFound:
+                # It is being made: librbd lists a snapshot before its object map is there. The next look will do.
+                return bytes(self._at[1].read(offset, length)) if self._at else b""
             if self._at:
                 self._at[1].close()
-            self._at = newest, self._hand.open(self._name, newest)
+            self._at = newest, opened
         return bytes(self._at[1].read(offset, length))
 
     def close(self) -> None:

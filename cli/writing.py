@@ -27,7 +27,7 @@ from .completion import completes
 from .session import VERSION, Session, described
 
 if TYPE_CHECKING:
-    from rbdtree.engine import uplink as uplinks
+    from rbdtree.engine.loss import Window
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -207,7 +207,7 @@ def push_value(push: Push) -> dict[str, Any]:
 
 def run_push(session: Session) -> int:
     # Only here: what reads journals takes a tenth of the time that a small sync takes.
-    from rbdtree.engine import uplink as uplinks
+    from rbdtree.engine import join
 
     given = session.options
     tree, member, node = _node(session)
@@ -218,7 +218,7 @@ def run_push(session: Session) -> int:
         session.put(_push(pushing.PushOutcome(document.full_name), report.changed.total), text)
         return 0
     with progress.reporter(session) as reporter:
-        outcome = uplinks.push(session.sites, node, reporter, shared=given.shared)
+        outcome = join.push(session.sites, node, reporter, shared=given.shared)
         synced: list[Outcome] = []
         if given.wait and not outcome.refused and not outcome.stopped:
             fresh = session.forest(tree.name).tree(tree.name)
@@ -267,13 +267,13 @@ def _push_text(outcome: pushing.PushOutcome) -> str:
 
 
 def run_uplink(session: Session) -> int:
-    from rbdtree.engine import uplink as uplinks
+    from rbdtree.engine.uplink import Uplink
 
     given = session.options
     _, _, node = _node(session)
     interval = parse_duration(given.interval)
     limit = parse_size(given.max_unpushed) if given.max_unpushed else None
-    run = uplinks.Uplink(
+    run = Uplink(
         session.sites,
         node,
         progress.Notes(),
@@ -306,7 +306,7 @@ def run_uplink(session: Session) -> int:
     return 0
 
 
-def _show_window(session: Session, window: "uplinks.Window") -> None:
+def _show_window(session: Session, window: "Window") -> None:
     """The loss window: a JSON line each, or a line on stderr that renews itself on a terminal."""
     published = str(window.published) if window.published else None
     if session.json:

@@ -69,6 +69,7 @@ class _Place:
     images: dict[str, _Volume] = field(default_factory=dict)
     trash: dict[str, tuple[str, _Volume]] = field(default_factory=dict)
     documents: dict[str, tuple[int, str]] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
     entries: dict[str, str] = field(default_factory=dict)
     claims: dict[tuple[str, str], _Held] = field(default_factory=dict)
     managers: dict[tuple[str, str], _Held] = field(default_factory=dict)
@@ -501,6 +502,23 @@ class Pool:
                 del self.place.claims[key]
             for watch in self.place.watches.pop(name, []):
                 watch.lose()
+
+    def write_object(self, name: str, data: bytes) -> None:
+        with self.storage.guard:
+            self._alive()
+            self.place.raw[name] = bytes(data)
+
+    def read_object(self, name: str) -> bytes:
+        with self.storage.guard:
+            self._alive()
+            if name not in self.place.raw:
+                raise errors.NotFound(f"{name} is gone")
+            return self.place.raw[name]
+
+    def remove_object(self, name: str) -> None:
+        with self.storage.guard:
+            self._alive()
+            self.place.raw.pop(name, None)
 
     def entries(self) -> dict[str, str]:
         self._alive()

@@ -78,7 +78,16 @@ class ClaimInfo:
     """RADOS name of the holder, for breaking the claim."""
 
 
-class Image(Protocol):
+class Source(Protocol):
+    """Bytes of a volume that can be read: of an image, or of what was packed of one."""
+
+    def size(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def submit_read(self, offset: int, length: int, done: ReadDone) -> None: ...
+    def close(self) -> None: ...
+
+
+class Image(Source, Protocol):
     """An open image. ``submit_*`` return at once; their callback runs on a thread of the backend.
 
     Offsets and lengths lie within the image: librbd silently drops what goes past its end. Whatever changes an image
@@ -244,6 +253,16 @@ class Pool(Protocol):
 
     def remove_document(self, name: str, revision: int) -> None:
         """With the claim on it. ``NotFound`` and ``Changed`` as above."""
+
+    # objects: some MiB each, written whole and never changed
+    def write_object(self, name: str, data: bytes) -> None:
+        """In one operation, over what was there. At most some MiB: OSDs refuse more."""
+
+    def read_object(self, name: str) -> bytes:
+        """All of it. ``NotFound`` when it is gone."""
+
+    def remove_object(self, name: str) -> None:
+        """Nothing when it is gone."""
 
     # the directory: names -> text, one object a pool and namespace
     def entries(self) -> dict[str, str]: ...

@@ -33,6 +33,16 @@ settings.register_profile("rbdtree", deadline=None, suppress_health_check=[Healt
 settings.load_profile("rbdtree")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption(
+        "--sweep-minutes",
+        type=float,
+        default=30.0,
+        help="how long all tests marked 'sweep' together go on (30); 0: until they have killed at every call",
+    )
+
+
 def ceph_dev(script: str, *arguments: object, seconds: float = 90) -> str:
     """Runs a script of ceph-dev/ to its end; its stdout. A failure shows what it said."""
     command = [str(SCRIPTS / script), *map(str, arguments)]

@@ -189,6 +189,25 @@ def test_a_batch_ends_at_the_flush_after_its_time() -> None:
     assert list(batcher.due()) == list(batcher.cut()) == []
 
 
+def test_after_a_rest_a_batch_need_not_wait() -> None:
+    clock = Clock()
+    batcher = Batcher(WIDTH, seconds=1, patience=5, clock=clock)
+    write, flush = record.Write(0, b"a"), record.Flush()
+    clock.now = 10
+    assert collect(batcher, [write, flush]) == []
+    assert [batch.records for batch in batcher.due()] == [2]
+    # What came while that was published, be it long, is one batch: to the last flush, when all of it was added.
+    clock.now = 13
+    assert collect(batcher, [write, flush, write, flush, write]) == []
+    assert [batch.records for batch in batcher.due()] == [4]
+    clock.now = 13.5
+    assert collect(batcher, [flush]) == []
+    assert list(batcher.due()) == []
+    clock.now = 14
+    # Without an end to what comes it is cut at a flush all the same.
+    assert [batch.records for batch in collect(batcher, [write, flush])] == [4]
+
+
 def test_without_a_flush_the_limit_cuts_at_a_record() -> None:
     batcher = Batcher(WIDTH, limit=3 * MIB)
     found = collect(batcher, [record.Write(n * MIB, b"x" * MIB) for n in range(5)])

@@ -33,6 +33,7 @@ _FEATURES = (
 _ENTRIES = 1 << 20
 _ID_BYTES = 1 << 10
 _NOTIFY_MS = 5000
+_OBJECT_BYTES = 8 << 20
 
 
 class Pool:
@@ -174,6 +175,24 @@ class Pool:
             op.omap_cmp("revision", str(revision), rados.LIBRADOS_CMPXATTR_OP_EQ)
             op.remove()
             self.ioctx.operate_write_op(op, name)
+
+    # -- objects
+
+    def write_object(self, name: str, data: bytes) -> None:
+        with translated(f"write {self.path}/{name}"):
+            self.ioctx.write_full(name, data)
+
+    def read_object(self, name: str) -> bytes:
+        found: list[bytes] = []
+        with translated(f"read {self.path}/{name}"):
+            # One read gets an object of the usual size and sees its end.
+            while not found or len(found[-1]) == _OBJECT_BYTES:
+                found.append(self.ioctx.read(name, _OBJECT_BYTES, sum(map(len, found))))
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def remove_object(self, name: str) -> None:
+        with suppress(errors.NotFound), translated(f"remove {self.path}/{name}"):
+            self.ioctx.remove_object(name)
 
     # -- directory
 

@@ -83,8 +83,9 @@ class _Pending(NamedTuple):
 class Batcher:
     """Collects entries in order. ``committed``: the positions the tail began with.
 
-    A batch is due ``seconds`` after its first record, and is cut at the last flush by then; ``patience`` is how long
-    one waits for a flush. Never more than ``limit`` bytes are pending (but a single record, however large, is).
+    A batch is due when the one before it was cut ``seconds`` ago, and is cut at the last flush by then: the first write
+    after a rest does not wait, and what came while a batch was published is cut when all of it was added. ``patience``
+    is how long one waits for a flush. Never more than ``limit`` bytes are pending (but a single record always may be).
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Batcher:
         self._quiet: set[int] = set()
         self._tag_tid = -1
         self._newest = 0.0
+        self._cut_at = clock()
 
     @property
     def pending(self) -> int:
@@ -125,9 +127,8 @@ class Batcher:
         elif isinstance(record, Flush):
             self._append(_Pending(entry.place, None, entry, self._clock()), 0)
             self._flushed = len(self._pending)
-            if self._cost > self._limit:
+            if self._cost > self._limit or self._clock() - self._pending[0].came >= self._seconds:
                 yield self._take(self._flushed, End.FLUSH)
-            yield from self.due()
         elif self._harmless(entry):
             yield from self._room(0)
             self._append(_Pending(entry.place, None, entry, self._clock()), 0)
@@ -167,8 +168,8 @@ class Batcher:
         self._cost += size + _OVERHEAD
 
     def due(self) -> Iterator[Batch]:
-        """What should wait no longer; ask when no entry comes."""
-        if self._pending and self._clock() - self._pending[0].came >= self._seconds and self._flushed:
+        """What should wait no longer; ask when no entry comes, or all that there were are added."""
+        if self._flushed and self._clock() - self._cut_at >= self._seconds:
             yield self._take(self._flushed, End.FLUSH)
         if self._pending and self._clock() - self._pending[0].came >= self._patience:
             yield self._take(len(self._pending), End.TIME)
@@ -181,6 +182,7 @@ class Batcher:
             yield self._take(len(self._pending), end)
 
     def _take(self, count: int, end: End) -> Batch:
+        self._cut_at = self._clock()
         taken, self._pending = self._pending[:count], self._pending[count:]
         self._flushed = max(0, self._flushed - count)
         changes = [pending.change for pending in taken if pending.change is not None]

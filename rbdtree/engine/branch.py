@@ -4,15 +4,16 @@ The branch of a clone node is its image; root and mirror nodes get one called IM
 anything is written: then librbd knows exactly what a write changed, also where it copied a whole object up.
 """
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, marks, recall
+from rbdtree.engine import delta, ends, extents, marks, parcel, recall
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model import policy
-from rbdtree.model.document import Branch, Hold, Kind, NodeDocument, Push, PushState
+from rbdtree.model.document import PARCEL, Branch, Hold, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix, snapshot_name
 from rbdtree.ports import Image, Pool, Sites
@@ -260,8 +261,9 @@ def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
         image.close()
 
 
-def look(node: Node, document: NodeDocument) -> BranchReport:
-    """What is on the branch and not published; reads what was written since the last push."""
+def look(node: Node, document: NodeDocument, *, briefly: bool = False) -> BranchReport:
+    """What is on the branch and not published; reads what was written since the last push. ``briefly``: no more of it
+    than shows that there is something."""
     branch = require(document)
     _check_there(node, document, branch)
     head = node.pool.open(branch.image_id)
@@ -273,7 +275,8 @@ def look(node: Node, document: NodeDocument) -> BranchReport:
             try:
                 if head.size() != older.size():
                     raise _resized(document, branch, head)
-                changed = extents.collect(extents.compared(head, older, delta.exact(head, branch.since, rough)))
+                with closing(extents.compared(head, older, delta.exact(head, branch.since, rough))) as found:
+                    changed = extents.collect(islice(found, 1) if briefly else found)
             finally:
                 older.close()
         elif head.size() != _size_at(head, branch.since):
@@ -304,6 +307,10 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
     if document.discarding and discarded:
         release_hold(sites, document)
     for image_id, name in document.discarding:
+        if name.startswith(PARCEL):
+            # The branch has these bytes too.
+            parcel.drop(node.pool, name)
+            continue
         if node.pool.image_id(name) == image_id:
             unfollow(node, image_id)
             marks.unmark_image(node.pool, image_id)
@@ -360,7 +367,7 @@ def give_up(document: NodeDocument) -> NodeDocument:
         return document
     mine = {p.push_id for p in own_pushes(document)}
     images = [(branch.image_id, branch.image)] if branch.image_id else []
-    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staging]
+    images += [(p.image_id, p.staging) for p in own_pushes(document) if p.staged_apart]
     changed = replace(
         document,
         branch=None,

@@ -21,7 +21,7 @@ import xxhash
 from rbdtree import errors
 from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.ports import Image
+from rbdtree.ports import Image, Source
 
 CHUNK = 4 << 20
 """Largest read, and the grid reads never cross: one object of the default size."""
@@ -193,7 +193,7 @@ class Copy:
 
     def __init__(
         self,
-        source: Image,
+        source: Source,
         targets: list[Target],
         planned: Iterable[list[Pair]],
         *,

@@ -6,17 +6,17 @@ nothing but a number to use again. A push that was being applied is applied to t
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, landing
+from rbdtree.engine import delta, ends, landing, pushed
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Intent, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
 from rbdtree.model.position import Generation, Position, snapshot_name
-from rbdtree.ports import Image, Reporter, Silent, Snapshot
+from rbdtree.ports import Image, Reporter, Silent, Snapshot, Source
 
 _EXACT_OBJECTS = 4096
 
@@ -31,8 +31,9 @@ class Root:
         self.reporter = reporter
         self.document = node.read()
 
-    def cut(self, push: Push | None = None, known: Extents | None = None) -> Generation:
-        """A generation of what the image holds now, with ``push`` applied to it first."""
+    def cut(self, push: Push | None = None, known: tuple[Source, Extents] | None = None) -> Generation:
+        """A generation of what the image holds now, with ``push`` applied to it first; ``known``: its bytes, and which
+        of them."""
         document = self.document
         position = Position(document.epoch, document.last_sequence + 1)
         intent = Intent(
@@ -49,31 +50,40 @@ class Root:
         )
         return self._complete(intent, known)
 
-    def _complete(self, intent: Intent, known: Extents | None = None, *, resumed: bool = False) -> Generation:
+    def _complete(
+        self, intent: Intent, known: tuple[Source, Extents] | None = None, *, resumed: bool = False
+    ) -> Generation:
         name = snapshot_name(self.document.tree_id, intent.target)
         snapshot = next((s for s in self.image.snapshots() if s.name == name), None)
         push = self.document.push(intent.push) if intent.push else None
         if snapshot is None:
-            if push:
-                wanted = known if known is not None else landing.read_extents(self.node, push)
-                if resumed:
-                    # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
-                    wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
-                landing.apply(self.node, push, self.image, self.reporter, self.claim.check, wanted)
+            if push and known:
+                landing.apply(self.node, known[0], self.image, self.reporter, self.claim.check, known[1])
+            elif push:
+                self._resume(intent, push)
             self.claim.check()
             snapshot = self.image.create_snapshot(name)
         exact = push is not None
         if push and (resumed or push.shared or self.image.watchers()):
             exact = landing.is_exact(self.node, self.document, intent, push)
-        return self._settle(intent, snapshot, push, exact)
+        return self._settle(intent, snapshot, push, known[1].total if known and exact else None, exact)
 
-    def _settle(self, intent: Intent, snapshot: Snapshot, push: Push | None, exact: bool) -> Generation:
+    def _resume(self, intent: Intent, push: Push) -> None:
+        with closing(pushed.opened(self.node.pool, push)) as source:
+            wanted = pushed.changed(self.node.pool, push, source)
+            # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
+            wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
+            landing.apply(self.node, source, self.image, self.reporter, self.claim.check, wanted)
+
+    def _settle(
+        self, intent: Intent, snapshot: Snapshot, push: Push | None, changed_bytes: int | None, exact: bool
+    ) -> Generation:
         generation = Generation(
             position=intent.target,
             snapshot_id=snapshot.snapshot_id,
             size_bytes=snapshot.size_bytes,
             created=intent.started,
-            delta_bytes=measure(self.node, self.document, intent),
+            delta_bytes=measure(self.node, self.document, intent) if changed_bytes is None else changed_bytes,
             author=push.owner_name if push else "",
             push=push.push_id if push else "",
             exact=exact,

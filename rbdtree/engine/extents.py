@@ -4,23 +4,20 @@ librbd reports what was written; a rewrite of equal bytes is no change, and must
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from rbdtree.engine import delta
 from rbdtree.engine.copy import chunks
 from rbdtree.engine.zeroes import differing
-from rbdtree.model.document import Push
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.ports import Image, Pool
+from rbdtree.ports import Source
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
 _READERS = 4
 
 
-def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Iterator[list[Pair]]:
+def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Generator[list[Pair], None, None]:
     """Of the given extents, those whose bytes differ between two images of equal size."""
 
     def read(chunk: tuple[int, int, list[Pair]]) -> list[Pair]:
@@ -39,17 +36,21 @@ def compared(newer: Image, older: Image, batches: Iterator[list[Pair]]) -> Itera
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="compare") as threads:
         ahead: deque[Future[list[Pair]]] = deque()
-        for batch in batches:
-            for chunk in chunks(batch):
-                ahead.append(threads.submit(read, chunk))
-                if len(ahead) >= 2 * _READERS:
-                    found = ahead.popleft().result()
-                    if found:
-                        yield found
-        while ahead:
-            found = ahead.popleft().result()
-            if found:
-                yield found
+        try:
+            for batch in batches:
+                for chunk in chunks(batch):
+                    ahead.append(threads.submit(read, chunk))
+                    if len(ahead) >= 2 * _READERS:
+                        found = ahead.popleft().result()
+                        if found:
+                            yield found
+            while ahead:
+                found = ahead.popleft().result()
+                if found:
+                    yield found
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def whole_sectors(extents: Extents, size: int) -> Extents:
@@ -60,24 +61,6 @@ def whole_sectors(extents: Extents, size: int) -> Extents:
         for first in (offset - offset % SECTOR,)
     )
     return Extents.of(grown)
-
-
-def of_push(pool: Pool, push: Push, newer: Image) -> Iterator[list[Pair]]:
-    """Extents of a push that lies in this pool; ``newer`` is its image, open at its later snapshot.
-
-    Whole sectors of one that is forced over others' bytes: they would be merged with its own otherwise."""
-    if push.force:
-        exact = collect(of_push(pool, replace(push, force=False), newer))
-        yield list(whole_sectors(exact, newer.size()))
-        return
-    if push.extents:
-        yield list(push.extents)
-        return
-    older = pool.open(push.image_id, push.since)
-    try:
-        yield from compared(newer, older, delta.changes(newer, push.since, push.snapshot))
-    finally:
-        older.close()
 
 
 def collect(batches: Iterator[list[Pair]]) -> Extents:

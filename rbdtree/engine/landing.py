@@ -4,25 +4,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from rbdtree import errors
-from rbdtree.engine import delta, extents
+from rbdtree.engine import delta, extents, pushed
 from rbdtree.engine.copy import Copied, Copy, Target, Window
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Intent, NodeDocument, Push
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import snapshot_name
-from rbdtree.ports import Image, Reporter
+from rbdtree.ports import Image, Reporter, Source
 
 WINDOW = 48 << 20
 """Bytes in flight of a push, which copies to one target at a time. librbd takes as much again."""
-
-
-def read_extents(node: Node, push: Push) -> Extents:
-    """The bytes that a push staged at this node changes."""
-    newer = node.pool.open(push.image_id, push.snapshot)
-    try:
-        return extents.collect(extents.of_push(node.pool, push, newer))
-    finally:
-        newer.close()
 
 
 def newer(node: Node, document: NodeDocument, intent: Intent, head: Image, wanted: Extents) -> Extents:
@@ -46,22 +37,19 @@ def is_exact(node: Node, document: NodeDocument, intent: Intent, push: Push) -> 
         return False
     since, until = (snapshot_name(document.tree_id, p) for p in (intent.since, intent.target))
     try:
-        wanted = read_extents(node, push)
         with ExitStack() as opened:
-            after, before, pushed = (
-                opened.enter_context(closing(node.pool.open(image_id, snapshot)))
-                for image_id, snapshot in (
-                    (document.image_id, until),
-                    (document.image_id, since),
-                    (push.image_id, push.snapshot),
-                )
+            source = opened.enter_context(closing(pushed.opened(node.pool, push)))
+            wanted = pushed.changed(node.pool, push, source)
+            after, before = (
+                opened.enter_context(closing(node.pool.open(document.image_id, snapshot)))
+                for snapshot in (until, since)
             )
             if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
                 return False
             others = delta.collect(after, since, until).subtract(wanted)
             strange = (
                 *extents.compared(after, before, iter([list(others)])),
-                *extents.compared(after, pushed, iter([list(wanted)])),
+                *extents.compared(after, source, iter([list(wanted)])),
             )
             return not strange
     except errors.NotFound:
@@ -69,22 +57,18 @@ def is_exact(node: Node, document: NodeDocument, intent: Intent, push: Push) -> 
 
 
 def apply(
-    node: Node, push: Push, head: Image, reporter: Reporter, check: Callable[[], None], wanted: Extents
+    node: Node, source: Source, head: Image, reporter: Reporter, check: Callable[[], None], wanted: Extents
 ) -> Copied:
-    """Writes these extents of the push into ``head``."""
-    source = node.pool.open(push.image_id, push.snapshot)
+    """Writes these extents of a push into ``head``."""
     target = Target(node.name, head, Extents.of([(0, head.size())]))
-    try:
-        copied = Copy(
-            source,
-            [target],
-            [list(wanted.clip(0, head.size()))],
-            check=check,
-            progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
-            window=Window(WINDOW),
-        ).run()
-    finally:
-        source.close()
+    copied = Copy(
+        source,
+        [target],
+        [list(wanted.clip(0, head.size()))],
+        check=check,
+        progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
+        window=Window(WINDOW),
+    ).run()
     if target.failed:
         raise target.failed
     head.flush()

@@ -38,6 +38,11 @@ def image_entry(image_id: str) -> str:
     return f"image.{image_id}"
 
 
+def parcel_entry(name: str) -> str:
+    """Directory key of a push that lies packed at a node."""
+    return f"parcel.{name}"
+
+
 def entry_text(document: NodeDocument) -> str:
     """Directory value of a node."""
     return json.dumps({"tree_id": document.tree_id, "tree": document.tree, "node": document.name}, sort_keys=True)

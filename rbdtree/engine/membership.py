@@ -432,8 +432,9 @@ def _without_branch(
             given_up = node.update(branches.give_up, claim.cookie)
             document = branches.clear(sites, node, given_up, claim, expiry_seconds)
     for push in document.pushes:
-        if push.staging and push.image_id:
-            tidy.drop_image(node, push.image_id, push.staging)
+        if push.staged_apart:
+            tidy.drop(node, push)
+    tidy.drop_unfinished(node, document)
     return document
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, relay, sample
+from rbdtree.engine import delta, ends, pushed, relay, sample
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.copy import Pace, Target
 from rbdtree.engine.node import Node, cluster_of
@@ -21,7 +21,7 @@ from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import Forgotten
 from rbdtree.plan.edge import MirrorState, Pending
-from rbdtree.ports import Image, Reporter, Sites
+from rbdtree.ports import Image, Reporter, Sites, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class CopyRequest:
     """What a shared copy needs to know of one edge. Edges of equal ``key`` can share one read of ``planned(start)``."""
 
     key: tuple[str, str]
-    source: Image
+    source: Source
     planned: Callable[[int], Iterable[list[Pair]]]
     target: Target
     start: int = 0
@@ -64,7 +64,7 @@ class MirrorEdge:
         self._head: Image | None = None
         self._source: tuple[Position | None, Image] | None = None
         self._above: NodeDocument | None = None
-        self._local: list[Image] = []
+        self._local: list[Source] = []
         self._begun_by_another = False
         self._relays = relay
         self._pace = pace
@@ -349,11 +349,11 @@ class MirrorEdge:
         generation = self._upstream_document().generation(target)
         push = self.document.push(generation.push) if generation and generation.exact else None
         follows = since is not None and (since.epoch, since.sequence + 1) == (target.epoch, target.sequence)
-        if push is None or not push.image_id or not follows or push.state is PushState.CONFLICT:
+        if push is None or not push.here or not follows or push.state is PushState.CONFLICT:
             return None
         pool = self.child.pool
         try:
-            newer = pool.open(push.image_id, push.snapshot)
+            newer = pushed.opened(pool, push)
         except errors.NotFound:
             return None
         self._local.append(newer)
@@ -362,7 +362,7 @@ class MirrorEdge:
         return CopyRequest(
             key=(self.child.node_id, f"push {push.push_id}"),
             source=newer,
-            planned=lambda _: extents.of_push(pool, push, newer),
+            planned=lambda _: [list(pushed.changed(pool, push, newer))],
             target=Target(self.name, head, Extents.of([(0, head.size())])),
             local=True,
         )

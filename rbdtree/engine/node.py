@@ -70,6 +70,8 @@ class Node:
                 "List what is left with 'rbdtree marks'.",
             )
         revision, text = found
+        if self._seen and self._seen[0] == revision:
+            return self._seen
         self._seen = revision, decode(text, f"{self.pool.site}:{self.pool.name}/{self.object}")
         return self._seen
 

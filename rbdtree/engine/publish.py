@@ -5,17 +5,18 @@ its writer saw. Nothing is ever merged inside a sector.
 """
 
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import dropwhile, pairwise
 
 from rbdtree import errors
-from rbdtree.engine import cut, delta, ends, extents, landing, tidy
+from rbdtree.engine import cut, delta, ends, extents, pushed, tidy
 from rbdtree.engine.cut import Root
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Evidence, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, snapshot_name
-from rbdtree.ports import Image, Reporter
+from rbdtree.ports import Image, Reporter, Source
 
 _SHOWN = 16
 
@@ -33,10 +34,23 @@ def land(node: Node, reporter: Reporter, *, shared: bool = False) -> list[Push]:
 
 def _land_one(root: Root, push: Push, shared: bool) -> Push:
     try:
-        wanted = landing.read_extents(root.node, push)
+        source = pushed.opened(root.node.pool, push)
     except errors.NotFound:
-        # Taken away by hand. Whoever comes behind it must not suffer.
-        return _refuse(root, push, (Evidence("lost", push.owner_name, None, 0, ()),))
+        return _lost(root, push)
+    with closing(source):
+        try:
+            wanted = pushed.changed(root.node.pool, push, source)
+        except errors.NotFound:
+            return _lost(root, push)
+        return _judge(root, push, source, wanted, shared)
+
+
+def _lost(root: Root, push: Push) -> Push:
+    """Taken away by hand. Whoever comes behind it must not suffer."""
+    return _refuse(root, push, (Evidence("lost", push.owner_name, None, 0, ()),))
+
+
+def _judge(root: Root, push: Push, source: Source, wanted: Extents, shared: bool) -> Push:
     evidence = _overtaken(root.document, push, wanted) or leased(root.document.leases, push, wanted, time.time())
     if not evidence:
         users = root.image.watchers()
@@ -48,13 +62,13 @@ def _land_one(root: Root, push: Push, shared: bool) -> Push:
             )
         if root.changed():
             root.cut()
-        evidence = () if push.force else _met(root, push, wanted)
+        evidence = () if push.force else _met(root, push, source, wanted)
     if evidence:
         return _refuse(root, push, evidence)
     root.reporter.step(root.node.name, f"publish {push.owner_name}'s push {push.number}")
     if wanted and wanted.pairs[-1][0] + wanted.pairs[-1][1] > root.image.size():
         wanted = wanted.clip(0, root.image.size())
-    generation = root.cut(replace(push, shared=shared), wanted)
+    generation = root.cut(replace(push, shared=shared), (source, wanted))
     return replace(push, state=PushState.PUBLISHED, position=generation.position)
 
 
@@ -84,7 +98,7 @@ def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -
     return tuple(found)
 
 
-def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
+def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evidence, ...]:
     """Bytes that the push changes and that others changed since its base, and that are not equal by chance."""
     document, node = root.document, root.node
     sectors = extents.whole_sectors(wanted, root.image.size())
@@ -103,22 +117,21 @@ def _met(root: Root, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
     # Own pushes settle what is below them, and below the oldest of others' generations there is nothing: a branch that
     # nobody else interferes with is not compared with every push it ever made.
     steps = list(dropwhile(lambda step: own(step[1]), pairwise(line)))
-    mine = node.pool.open(push.image_id, push.snapshot)
-    newest = node.pool.open(document.image_id, snapshot_name(document.tree_id, line[-1].position))
-    try:
+    with ExitStack() as opened:
         for before, generation in reversed(steps):
             changed = _changed(node, document.image_id, document.tree_id, before, generation, sectors)
             if own(generation):
                 settled = settled.union(changed)
                 continue
             changed = changed.subtract(settled).clip(0, size)
-            clash = extents.collect(extents.compared(mine, newest, iter([list(changed)])))
+            if not changed:
+                continue
+            name = snapshot_name(document.tree_id, line[-1].position)
+            newest = opened.enter_context(closing(node.pool.open(document.image_id, name)))
+            clash = extents.collect(extents.compared(source, newest, iter([list(changed)])))
             if clash:
                 author = generation.author or document.name
                 found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:_SHOWN]))
-    finally:
-        mine.close()
-        newest.close()
     beyond = wanted.subtract(wanted.clip(0, size))
     if beyond:
         found.append(Evidence("volume shrank", "", document.newest_position, beyond.total, beyond.pairs[:_SHOWN]))

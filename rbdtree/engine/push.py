@@ -5,18 +5,20 @@ push is published once.
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import ends, extents, landing, marks, publish, tidy
+from rbdtree.engine import delta, extents, landing, marks, parcel, publish, pushed, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
+from rbdtree.engine.parcel import Parcel
 from rbdtree.model.document import Evidence, Kind, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
-from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
-from rbdtree.ports import Image, Reporter, Sites
+from rbdtree.model.position import Position, push_snapshot_name
+from rbdtree.ports import Image, Reporter, Silent, Sites, Source
 
 FEW = 1024
 """Extents that a push's entry in a document may list; with more, snapshots tell which bytes they are."""
@@ -50,7 +52,7 @@ def stage(sites: Sites, node: Node) -> int:
         document = branches.remake(sites, node, document, claim)
         document = seal_taken(node, document, claim)
         try:
-            report = branches.look(node, document)
+            report = branches.look(node, document, briefly=True)
         except errors.Busy:
             if not branches.swapping(document):
                 raise
@@ -167,20 +169,32 @@ def _forward_one(
     above = parent.read()
     sent = 0
     if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
-        newer = node.pool.open(push.image_id, push.snapshot)
-        try:
-            wanted = extents.collect(extents.of_push(node.pool, push, newer))
+        with closing(pushed.opened(node.pool, push)) as source:
+            wanted = pushed.changed(node.pool, push, source)
             evidence = publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
             if evidence:
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
                 node.update(lambda d: d.with_push(refused), claim.cookie)
                 return 0
             reporter.step(node.name, f"push {push.number} to {above.name}, {wanted.total} bytes")
-            sent = _copy(sites, node, parent, above, push, newer, wanted, claim, reporter)
-        finally:
-            newer.close()
+            sectors = extents.whole_sectors(wanted, source.size())
+            if isinstance(source, Parcel):
+                staged = _send(parent, push, source)
+            elif sectors.total <= parcel.LIMIT:
+                staged = _send(parent, push, parcel.of_source(source, sectors, wanted))
+            else:
+                staged = _copy(sites, node, parent, above, push, source, wanted, claim, reporter)
+        claim.check()
+        parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
+        sent = wanted.total
     node.update(lambda d: d.with_push(replace(push, state=PushState.SENT)), claim.cookie)
     return sent
+
+
+def _send(parent: Node, push: Push, packed: Parcel) -> Push:
+    """Packed, into the parent's pool. The same push is always the same parcel: one that is there is made whole."""
+    name = parcel.store(parent.pool, parcel.stem(push.owner, push.number, parent.node_id), parent.node_id, packed)
+    return replace(push, state=PushState.STAGED, image_id="", staging=name, since="", extents=(), evidence=())
 
 
 def _copy(
@@ -193,44 +207,49 @@ def _copy(
     wanted: Extents,
     claim: Claim,
     reporter: Reporter,
-) -> int:
-    """Into a clone at the parent, sealed by a snapshot, entered in the parent's document last."""
+) -> Push:
+    """Into an image at the parent, sealed by a snapshot."""
     name = tidy.staging_name(above, push.owner, push.number)
     since = push_snapshot_name(above.tree_id, 0)
-    image_id = staging(sites, parent, above, push, name)
+    image_id = _staging(parent, source, name)
     head = parent.pool.open(image_id, read_only=False)
     try:
         _take_over(sites, above, head)
-        if head.size() != source.size():
-            head.resize(source.size())
         names = {s.name for s in head.snapshots()}
         few = wanted.pairs if len(wanted) <= FEW else ()
+        # Whole sectors: what is compared with others' writes, and what a forced push is.
+        around = extents.whole_sectors(wanted, head.size()).subtract(wanted)
         if since not in names and not few:
-            _tell_apart(node, push, source, head, wanted)
+            # What lies around the push is no part of it: there already, when it begins.
+            _fill(node, source, head, around, claim)
+            _tell_apart(node, push, source, head, wanted, claim)
             head.create_snapshot(since)
         if push.snapshot not in names:
-            target = Target(node.name, head, Extents.of([(0, head.size())]))
-            Copy(
-                source,
-                [target],
-                # Whole sectors: what is compared with others' writes, and what a forced push is.
-                [list(extents.whole_sectors(wanted, head.size()))],
-                check=claim.check,
-                progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
-                window=Window(landing.WINDOW),
-            ).run()
-            if target.failed:
-                raise target.failed
-            head.flush()
+            _fill(node, source, head, wanted.union(around) if few else wanted, claim, reporter)
             claim.check()
             head.create_snapshot(push.snapshot)
     finally:
         head.close()
-    staged = replace(
-        push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, extents=few, evidence=()
-    )
-    parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
-    return wanted.total
+    return replace(push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, extents=few, evidence=())
+
+
+def _fill(
+    node: Node, source: Source, head: Image, wanted: Extents, claim: Claim, reporter: Reporter | None = None
+) -> None:
+    """Zeroes where nothing was written need not be."""
+    told = reporter or Silent()
+    target = Target(node.name, head, delta.coarse(head, None, None))
+    Copy(
+        source,
+        [target],
+        [list(wanted)],
+        check=claim.check,
+        progress=lambda c: told.copying(node.name, c.passed_bytes, c.total_bytes),
+        window=Window(landing.WINDOW),
+    ).run()
+    if target.failed:
+        raise target.failed
+    head.flush()
 
 
 def _take_over(sites: Sites, above: NodeDocument, head: Image) -> None:
@@ -242,11 +261,10 @@ def _take_over(sites: Sites, above: NodeDocument, head: Image) -> None:
         cluster.fence(str(address))
 
 
-def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Extents) -> None:
+def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Extents, claim: Claim) -> None:
     """What the push changes must differ between the two snapshots upstream too.
 
-    It would not where the generation below the staged clone has the pushed bytes already: a write taken back by the
-    next push of the same branch."""
+    It would not where it pushes zeroes."""
     size = min(head.size(), source.size())
     known = extents.collect(extents.compared(source, head, iter([list(wanted.clip(0, size))])))
     same = wanted.subtract(known)
@@ -254,31 +272,16 @@ def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Exte
         return
     older = node.pool.open(push.image_id, push.since)
     try:
-        target = Target(node.name, head, Extents.of([(0, head.size())]))
-        Copy(older, [target], [list(same)]).run()
-        if target.failed:
-            raise target.failed
-        head.flush()
+        _fill(node, older, head, same, claim)
     finally:
         older.close()
 
 
-def staging(sites: Sites, parent: Node, above: NodeDocument, push: Push, name: str) -> str:
-    """A clone at ``parent`` for a push to be copied into; the one of a run that died is used again."""
+def _staging(parent: Node, source: Image, name: str) -> str:
+    """An empty image at ``parent`` for a push to be copied into; the one of a run that died is used again."""
     found = parent.pool.image_id(name)
     if found is None:
-        replica = parent if above.replica.node_id == parent.node_id else Node.at(sites, above.replica)
-        document = replica.read()
-        # Only the bytes that are copied into it matter: any generation will do to stand on.
-        image = replica.pool.open(document.image_id)
-        try:
-            there = ends.present(document, image)
-        finally:
-            image.close()
-        base = next((g for g in there if g.position == push.base), there[-1] if there else None)
-        if base is None:
-            raise errors.NotFound(f"{document.full_name} has no generation", "Run 'rbdtree sync' first.")
-        found = replica.pool.clone(document.image_id, snapshot_name(document.tree_id, base.position), parent.pool, name)
+        found = parent.pool.create_image(name, source.size(), source.layout, None)
     parent.pool.add_entry(marks.image_entry(found), parent.node_id)
     return found
 

@@ -1,10 +1,9 @@
 """What pushes leave behind at a node: staged clones that served, entries that everybody has read."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from rbdtree import errors
-from rbdtree.engine import marks
+from rbdtree.engine import marks, parcel
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Branch, Kind, NodeDocument, Push, PushState
@@ -40,10 +39,10 @@ def spent(document: NodeDocument, branch: Branch) -> tuple[Push, ...]:
 def tidy(node: Node, claim: Claim) -> None:
     """Removes staged images that served; forgets old verdicts."""
     document = node.read()
-    for push in document.pushes:
-        if push.staging and push.image_id and served(document, push):
-            forget_image(node, push, claim)
-    document = node.update(_forget, claim.cookie)
+    gone = [p for p in document.pushes if p.staged_apart and served(document, p)]
+    for push in gone:
+        drop(node, push)
+    document = node.update(lambda d: _forget(without_bytes(d, gone)), claim.cookie)
     if document.branch and document.branch.image_id and document.branch.uplink == "snapshot":
         _forget_spent(node, document, document.branch, claim)
 
@@ -68,19 +67,25 @@ def _forget_spent(node: Node, document: NodeDocument, branch: Branch, claim: Cla
     node.update(lambda d: replace(d, pushes=tuple(p for p in d.pushes if p.push_id not in gone)), claim.cookie)
 
 
-def forget_image(node: Node, push: Push, claim: Claim) -> None:
-    """A staged push that served: its image goes, its entry stays."""
-    drop_image(node, push.image_id, push.staging)
-    node.update(_without_image(push), claim.cookie)
+def drop(node: Node, push: Push) -> None:
+    """The bytes of a staged push."""
+    if push.packed:
+        parcel.drop(node.pool, push.staging)
+    else:
+        drop_image(node, push.image_id, push.staging)
 
 
 def staging_name(above: NodeDocument, owner: str, number: int) -> str:
-    """Of the clone that a push is copied into at a node."""
+    """Of the image that a large push is copied into at a node."""
     return f"{above.ref.image}.push-{owner[:8]}-{number}"
 
 
 def drop_unfinished(node: Node, document: NodeDocument) -> None:
-    """The clone of a push that died before it was entered: its number is used again, its bytes may be others'."""
+    """What was staged for a push that died before it was entered: its number is used again, its bytes may be others'.
+
+    Under the node's claim. Who lost that, and writes a parcel all the same, leaves an object nobody looks for."""
+    for name in parcel.lost(node.pool, node.node_id, (p.staging for p in document.pushes)):
+        parcel.drop(node.pool, name)
     name = staging_name(document, node.node_id, document.push_number + 1)
     found = node.pool.image_id(name)
     if found:
@@ -102,12 +107,13 @@ def drop_image(node: Node, image_id: str, name: str) -> None:
     pool.remove_entry(marks.image_entry(image_id))
 
 
-def _without_image(push: Push) -> Callable[[NodeDocument], NodeDocument]:
-    def change(document: NodeDocument) -> NodeDocument:
+def without_bytes(document: NodeDocument, gone: list[Push]) -> NodeDocument:
+    """Staged pushes whose bytes were dropped keep their entries."""
+    for push in gone:
         known = document.push(push.push_id)
-        return document.with_push(replace(known, image_id="", staging="")) if known else document
-
-    return change
+        if known:
+            document = document.with_push(replace(known, image_id="", staging="", extents=()))
+    return document
 
 
 def _forget(document: NodeDocument) -> NodeDocument:
@@ -124,7 +130,7 @@ def _forget(document: NodeDocument) -> NodeDocument:
     verdicts = [
         p.push_id
         for p in document.pushes
-        if p.owner != mine and not p.image_id and p.state in (PushState.PUBLISHED, PushState.CONFLICT)
+        if p.owner != mine and not p.here and p.state in (PushState.PUBLISHED, PushState.CONFLICT)
     ]
     done |= set(verdicts[:-_REMEMBERED])
     return replace(document, pushes=tuple(p for p in document.pushes if p.push_id not in done))

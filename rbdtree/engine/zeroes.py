@@ -38,7 +38,8 @@ def differing(mine: bytes, theirs: bytes, grain: int = GRAIN) -> Iterator[tuple[
     """(start, end) of the blocks of ``grain`` bytes in which two buffers of equal length differ, joined."""
     start = -1
     for at in range(0, len(mine), grain):
-        if mine[at : at + grain] != theirs[at : at + grain]:
+        # What differs mostly does so in its first byte: no need to cut it out.
+        if mine[at] != theirs[at] or mine[at : at + grain] != theirs[at : at + grain]:
             start = at if start < 0 else start
         elif start >= 0:
             yield start, at

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine.claim import is_dead
+from rbdtree.engine.loss import Window
 from rbdtree.engine.node import Node
-from rbdtree.engine.uplink import Uplink, Window
+from rbdtree.engine.uplink import Uplink
 from rbdtree.manager import answer
 from rbdtree.manager.unit import Unit
 from rbdtree.ports import Reporter, Sites

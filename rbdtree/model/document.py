@@ -7,6 +7,7 @@ The JSON written is ``encode``'s; ``docs/design.md`` shows it. Unknown newer for
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from rbdtree import errors
@@ -39,6 +40,10 @@ class State(StrEnum):
     UP_TO_DATE = "up-to-date"
     DIVERGED = "diverged"
     UNREACHABLE = "unreachable"
+
+
+PARCEL = "parcel.rbdtree."
+"""What the names of packed pushes begin with."""
 
 
 def object_name(node_id: str) -> str:
@@ -144,11 +149,11 @@ class Evidence:
 class Push:
     """A branch's changes on their way up. (owner, number) is its id at every hop.
 
-    Its bytes are what changed between two snapshots of ``image_id`` in this node's pool: the owner's branch, or further
-    up a clone they were copied into (``staging`` its name). ``extents``: which bytes, when they are few; otherwise the
-    two snapshots tell. ``force``: overwrite what others changed since ``base``; ``shared``: it was applied while others
-    had the root open. ``after``: number of the push that it was written on top of, 0 for the first of a branch; without
-    that one it is not published either.
+    Its bytes are packed in the parcel that ``staging`` names; or they are what changed between two snapshots of
+    ``image_id`` in this node's pool: the owner's branch, or further up an image they were copied into (``staging`` its
+    name). ``extents``: which bytes, when they are few; otherwise the two snapshots tell. ``force``: overwrite what
+    others changed since ``base``; ``shared``: it was applied while others had the root open. ``after``: number of the
+    push that it was written on top of, 0 for the first of a branch; without that one it is not published either.
     """
 
     owner: str
@@ -171,6 +176,21 @@ class Push:
     @property
     def push_id(self) -> str:
         return f"{self.owner}:{self.number}"
+
+    @property
+    def packed(self) -> bool:
+        """Whether its bytes are in a parcel."""
+        return self.staging.startswith(PARCEL)
+
+    @property
+    def here(self) -> bool:
+        """Whether its bytes are in this node's pool."""
+        return bool(self.image_id or self.packed)
+
+    @property
+    def staged_apart(self) -> bool:
+        """Whether they are there in something of their own, to be removed when nobody needs it."""
+        return bool(self.staging) and self.here
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,8 +387,9 @@ def encode(document: NodeDocument) -> str:
     return json.dumps({"format": FORMAT, **_plain(document)}, sort_keys=True, separators=(",", ":"))
 
 
+@lru_cache(maxsize=16)
 def decode(text: str, where: str) -> NodeDocument:
-    """The document in ``text``; ``where`` names its object in messages.
+    """The document in ``text``; ``where`` names its object in messages. It is looked at far more often than it changes.
 
     Raises ``Unsupported`` for a newer format and ``Diverged`` for text that is no document.
     """
@@ -412,7 +433,15 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1 << 13)
+def _plain_generation(generation: Generation) -> dict[str, Any]:
+    """There may be thousands, of which one is new."""
+    return {name: _plain(getattr(generation, name)) for name in generation.__slots__}
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Generation):
+        return _plain_generation(value)
     if isinstance(value, Position):
         return str(value)
     if isinstance(value, tuple):

@@ -75,6 +75,21 @@ def test_documents_of_a_namespace_are_apart(world: World) -> None:
     assert world.pool.read_document(name) == (1, "one")
 
 
+def test_objects_are_written_whole(world: World) -> None:
+    name = world.name()
+    with pytest.raises(errors.NotFound):
+        world.other.read_object(name)
+    for data in (b"x" * (9 << 20), b"one", b""):
+        world.pool.write_object(name, data)
+        assert world.other.read_object(name) == data
+    with pytest.raises(errors.NotFound):
+        world.aside.read_object(name)
+    world.other.remove_object(name)
+    world.pool.remove_object(name)
+    with pytest.raises(errors.NotFound):
+        world.pool.read_object(name)
+
+
 def test_directory_entries(world: World) -> None:
     assert world.pool.entries() == {}
     world.pool.add_entry("node.1", "one")

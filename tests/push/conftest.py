@@ -3,7 +3,8 @@
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,57 @@ import pytest
 from .volume import Volume
 
 SEED = int(os.environ.get("RBDTREE_TEST_SEED", "1"))
-Points = Callable[[int], Iterator[dict[str, int]]]
+_STRIDE = 16
+_SHARE = pytest.StashKey[float]()
+"""Seconds of a test that sweeps."""
+
+
+class Points:
+    """Where to kill a command: ``for order in points(9)``, orders to the driver, further on each time.
+
+    ``points.ended`` is told when a command came to its end. A sample goes once through a command, killing it at about
+    every ninth call. A sweep goes through it again and again, each time at other calls, until it had all of them or its
+    time is up; the first time it always comes to the end."""
+
+    def __init__(self, name: str, seconds: float | None) -> None:
+        self._dice = random.Random(f"{SEED} {name}")
+        self._seconds = seconds
+        self._end = 0.0
+        self._over = False
+
+    def ended(self) -> None:
+        """There was nothing to kill any more."""
+        self._over = True
+
+    def __call__(self, every: int) -> Iterator[dict[str, int]]:
+        if self._seconds is None:
+            return self._sample(every)
+        # A test that goes through two commands has no more time than others.
+        self._end = self._end or time.monotonic() + self._seconds
+        return self._sweep()
+
+    def _sample(self, every: int) -> Iterator[dict[str, int]]:
+        self._over = False
+        number = self._dice.randint(1, every)
+        while not self._over:
+            order = {self._dice.choice(("kill_before", "kill_after")): number}
+            print(f"RBDTREE_TEST_SEED={SEED}: {order}")
+            yield order
+            number += self._dice.randint(1, 2 * every - 1)
+
+    def _sweep(self) -> Iterator[dict[str, int]]:
+        # Before a call is after the one before it.
+        begins = list(range(_STRIDE))
+        self._dice.shuffle(begins)
+        for turn, begin in enumerate(begins):
+            self._over = False
+            for number in itertools.count(begin, _STRIDE):
+                if turn and time.monotonic() > self._end:
+                    print(f"RBDTREE_TEST_SEED={SEED}: {turn} of {_STRIDE} calls, then the time was up")
+                    return
+                yield {"kill_after": number} if number else {"kill_before": 1}
+                if self._over:
+                    break
 
 
 @pytest.fixture
@@ -22,24 +73,16 @@ def volume(pools: Any) -> Iterator[Volume]:
     made.close()
 
 
-@pytest.fixture(params=["sample", pytest.param("all", marks=[pytest.mark.sweep, pytest.mark.timeout(3600)])])
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The time of the sweep is shared by its tests."""
+    sweeps = [item for item in items if item.get_closest_marker("sweep")]
+    minutes = config.getoption("--sweep-minutes", 30.0)
+    config.stash[_SHARE] = 60 * minutes / max(1, len(sweeps)) if minutes else float("inf")
+
+
+@pytest.fixture(params=["sample", pytest.param("all", marks=[pytest.mark.sweep, pytest.mark.timeout(0)])])
 def points(request: pytest.FixtureRequest) -> Points:
-    """``points(9)``: orders to the driver, to kill a command at a call, further on each time.
-
-    A sample of about every ninth, chosen by RBDTREE_TEST_SEED and the test's name; all of them with ``-m sweep``."""
-
-    def chosen(every: int) -> Iterator[dict[str, int]]:
-        if request.param == "all":
-            # Before a call is after the one before it.
-            yield {"kill_before": 1}
-            for number in itertools.count(1):
-                yield {"kill_after": number}
-        dice = random.Random(f"{SEED} {request.node.name}")
-        number = dice.randint(1, every)
-        while True:
-            order = {dice.choice(("kill_before", "kill_after")): number}
-            print(f"RBDTREE_TEST_SEED={SEED}: {order}")
-            yield order
-            number += dice.randint(1, 2 * every - 1)
-
-    return chosen
+    """A sample of about every ninth call, chosen by RBDTREE_TEST_SEED and the test's name; with ``-m sweep`` all of
+    them, or as many as there is time for."""
+    return Points(request.node.name, request.config.stash[_SHARE] if request.param == "all" else None)

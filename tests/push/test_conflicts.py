@@ -289,22 +289,31 @@ def test_a_refused_clone_keeps_its_writes_over_syncs(rivals: Volume) -> None:
     rivals.at_rest(trash=True)
 
 
-def test_a_staged_image_that_was_taken_away(rivals: Volume) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_staged_push_that_was_taken_away(rivals: Volume, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
     """Removed by hand at the root while it waits: its owner is told, others are published."""
     import rbd
 
+    from rbdtree.engine import parcel
     from rbdtree.engine import push as pushing
     from rbdtree.ports import Silent
 
+    if not packed:
+        monkeypatch.setattr(parcel, "LIMIT", 0)
     rivals.put("m", {0: noise(512, "m")}, expect=False)
     pushing.stage(rivals.sites, rivals.node("m"))
     pushing.forward(rivals.sites, rivals.node("m"), Silent())
     (staged,) = [p for p in rivals.document("root").pushes if p.staging]
-    with rivals.at("a", staged.staging) as image:
-        for snapshot in image.list_snaps():
-            image.remove_snap(snapshot["name"])
+    assert staged.packed == packed
+    monkeypatch.undo()
     with rivals.ioctx("a") as ioctx:
-        rbd.RBD().remove(ioctx, staged.staging)
+        if packed:
+            ioctx.remove_object(f"{staged.staging}.0")
+        else:
+            with rivals.at("a", staged.staging) as image:
+                for snapshot in image.list_snaps():
+                    image.remove_snap(snapshot["name"])
+            rbd.RBD().remove(ioctx, staged.staging)
     rivals.put("k", {AT: noise(512, "k")})
     rivals.push("k")
     rivals.check_model()
