@@ -50,9 +50,7 @@ class Root:
         )
         return self._complete(intent, known)
 
-    def _complete(
-        self, intent: Intent, known: tuple[Source, Extents] | None = None, *, resumed: bool = False
-    ) -> Generation:
+    def _complete(self, intent: Intent, known: tuple[Source, Extents] | None = None) -> Generation:
         name = snapshot_name(self.document.tree_id, intent.target)
         snapshot = next((s for s in self.image.snapshots() if s.name == name), None)
         push = self.document.push(intent.push) if intent.push else None
@@ -63,9 +61,8 @@ class Root:
                 self._resume(intent, push)
             self.claim.check()
             snapshot = self.image.create_snapshot(name)
-        exact = push is not None
-        if push and (resumed or push.shared or self.image.watchers()):
-            exact = landing.is_exact(self.node, self.document, intent, push)
+        # A host of the root's may have come, written and gone since anybody looked: the bytes tell, and nothing else.
+        exact = push is not None and landing.is_exact(self.node, self.document, intent, push)
         return self._settle(intent, snapshot, push, known[1].total if known and exact else None, exact)
 
     def _resume(self, intent: Intent, push: Push) -> None:
@@ -111,7 +108,7 @@ class Root:
             return
         name = snapshot_name(self.document.tree_id, intent.target)
         if intent.push or any(s.name == name for s in self.image.snapshots()):
-            self._complete(intent, resumed=True)
+            self._complete(intent)
         else:
             self.document = self.node.update(lambda d: replace(d, intent=None), self.claim.cookie)
 

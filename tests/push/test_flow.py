@@ -3,10 +3,12 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live.world import TREE, bytes_read, noise
 
+from rbdtree.engine import landing
 from rbdtree.model.document import Branch
 from rbdtree.model.position import push_snapshot_name
 
@@ -330,6 +332,30 @@ def test_the_roots_image_in_use(volume: Volume) -> None:
     volume.sync("", "--cut")
     volume.sync()
     volume.settled()
+
+
+@pytest.mark.parametrize("offset", [6 * MIB, 3 * MIB + 8192], ids=["elsewhere", "in the push"])
+def test_the_roots_host_writes_while_a_push_lands(volume: Volume, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came and went before anybody looked: the writer of the push must get these bytes as well."""
+    chain(volume)
+    volume.put("leaf", {3 * MIB: noise(64 * KIB, "pushed")})
+    apply = landing.apply
+
+    def raced(*words: Any) -> Any:
+        done = apply(*words)
+        if words[0].node_id == volume.document("root").ref.node_id:
+            volume.write("root", {offset: noise(4096, "the root's own")})
+        return done
+
+    monkeypatch.setattr(landing, "apply", raced)
+    volume.push("leaf", "--wait")
+    monkeypatch.undo()
+    volume.expect({offset: noise(4096, "the root's own")})
+    volume.sync("", "--cut")
+    volume.sync()
+    volume.forget_hashes()
+    volume.check(current=True)
+    assert not volume.document("root").generations[-1].exact
 
 
 def test_a_clone_that_was_written_to_becomes_no_branch(volume: Volume) -> None:
