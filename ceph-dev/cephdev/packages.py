@@ -13,7 +13,8 @@ NEEDED = (
 )
 
 FOR_HOSTS = (
-    *("rbd-nbd", "user-mode-linux", "qemu-system-common", "qemu-block-extra"),
+    # qemu-utils, because qemu-block-extra would be content with a whole emulator too, which is ten times as much.
+    *("rbd-nbd", "user-mode-linux", "qemu-utils", "qemu-system-common", "qemu-block-extra"),
     *("xfsprogs", "kmod", "util-linux", "mount"),
 )
 """For block devices, and hosts to try them in. What a distribution does not have, its tests do without."""
