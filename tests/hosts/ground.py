@@ -207,7 +207,8 @@ class Yard:
         for host in ("h1", "h2"):
             if self.site.network.host(host).running:
                 self.sh(host, "for d in $(findmnt -rno TARGET | grep ^/mnt/); do umount -l $d; done", code=None)
-                self.at(host, "unmap", "--all", "--force", code=None)
+                unmap = line(("unmap", "--all", "--force"), self.config)
+                self.sh(host, f'[ -z "$(ls /run/rbdtree/maps 2>/dev/null)" ] || {unmap}', code=None)
                 self.sh(host, "rm -rf /run/rbdtree", code=None)
 
 
