@@ -12,6 +12,7 @@ from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import Tree, document_of
 from rbdtree.engine.node import cluster_of
 from rbdtree.engine.sync import Outcome, Sync
+from rbdtree.host import quiesce
 from rbdtree.model.document import Kind
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Generation, Position
@@ -40,7 +41,12 @@ def _cut(session: Session, tree: Tree) -> Generation:
         document = ends.read_settled(node)
         position = replace(document.position, sequence=document.last_sequence + 1)
         return Generation(position, 0, document.newest.size_bytes if document.newest else 0, 0.0)
-    return cut(node)
+    with quiesce.frozen(document.tree_id) as freezes:
+        for trouble in filter(None, (freeze.trouble for freeze in freezes)):
+            session.warn(
+                errors.HostFailed(f"{tree.name} is cut without a clean freeze: {trouble}", "See 'rbdtree mapped'.")
+            )
+        return cut(node)
 
 
 def _describe(generation: Generation, planned: bool) -> dict[str, object]:

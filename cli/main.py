@@ -11,7 +11,22 @@ from typing import NoReturn
 
 from rbdtree import __version__, errors
 
-from . import completion, declaring, flow, health, look, manager, member, options, retention, site, writing
+from . import (
+    boot,
+    completion,
+    declaring,
+    flow,
+    health,
+    host,
+    look,
+    manager,
+    member,
+    mounting,
+    options,
+    retention,
+    site,
+    writing,
+)
 from .session import VERSION, Session, described
 
 
@@ -31,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--version", action="version", version=f"rbdtree {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in (site, member, flow, look, writing, retention, declaring, manager, health, completion):
+    for module in (
+        *(site, member, flow, look, writing, host, mounting, boot, retention, declaring, manager, health),
+        completion,
+    ):
         module.register(commands)
     return found
 

@@ -30,6 +30,13 @@ class Session:
         self.options = options
         self._warned: set[str] = set()
 
+    def like(self, options: argparse.Namespace) -> "Session":
+        """The same run with other options: the same connections."""
+        made = Session(options)
+        made._warned = self._warned
+        made.__dict__.update(config=self.config, sites=self.sites)
+        return made
+
     @property
     def json(self) -> bool:
         return bool(self.options.format == "json")
@@ -133,6 +140,10 @@ class Session:
         print(f"rbdtree: {error}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
+
+    def tell(self, text: str) -> None:
+        """How it was done, for people, beside the result."""
+        print(f"rbdtree: {text}", file=sys.stderr)
 
     def warn(self, error: errors.Error) -> None:
         """Something that does not stop the command; said once."""

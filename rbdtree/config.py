@@ -6,6 +6,12 @@
     keyring = "/etc/ceph/a.keyring" # optional
     pools = ["rbd", "rbd/tenant1"]  # optional: where to look for trees
 
+    [host]                          # optional: block devices of this host (docs/hosts.md)
+    cache = "2GiB"
+    volumes = 4
+    weights = { "vol/desk" = 3 }
+    freeze_limit = "10s"
+
 Every mistake of a file is reported at once; an unknown key is a mistake.
 """
 
@@ -35,11 +41,28 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """This host. ``cache_bytes``: all that librbd caches of maps may take, planned for ``volumes`` of them (None: no
+    budget); ``weights`` by TREE/NODE or TREE; ``freeze_seconds``: how long a freeze may last."""
+
+    cache_bytes: int | None = None
+    volumes: int = 4
+    weights: tuple[tuple[str, float], ...] = ()
+    freeze_seconds: float = 10.0
+
+    def weight(self, node: str) -> float:
+        """Of a volume's share; 1 where none is set."""
+        weights = dict(self.weights)
+        return weights.get(node, weights.get(node.partition("/")[0], 1.0))
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A valid configuration. ``trash_expiry_seconds``: how long the RBD trash keeps images that leave a tree."""
 
     sites: dict[str, Site]
     trash_expiry_seconds: float = 86400.0
+    host: Host = Host()
     path: Path | None = None
 
 
@@ -96,4 +119,6 @@ def load(path: Path) -> Config:
         )
         for name, site in parsed.sites.items()
     }
-    return Config(sites, parsed.trash.expiry_seconds(), path)
+    section = parsed.host
+    host = Host(section.cache_bytes(), section.volumes, tuple(section.weights.items()), section.freeze_seconds())
+    return Config(sites, parsed.trash.expiry_seconds(), host, path)

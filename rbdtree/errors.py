@@ -125,6 +125,13 @@ class Changed(Error):
     meaning = "a document kept changing under the command; run it again"
 
 
+class HostFailed(Error):
+    """Tell the person: this host's kernel, or a program of it, did not do what was asked."""
+
+    exit_code = errno.ENODEV
+    meaning = "this host could not map, mount or unmap: a driver or program is missing, or failed"
+
+
 class Interrupted(Error):
     """Stopped by a signal; what was done is kept, the rest resumes."""
 

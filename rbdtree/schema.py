@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rbdtree import errors
+from rbdtree.model.name import NodeName, parse_size
 from rbdtree.model.schedule import parse_duration
 
 _WORDS = {
@@ -38,6 +39,22 @@ def mistakes_of(error: ValidationError) -> list[str]:
 def _duration(text: str) -> str:
     try:
         parse_duration(text)
+    except errors.UsageError as error:
+        raise ValueError(f"{error}. {error.hint}") from error
+    return text
+
+
+def _size(text: str) -> str:
+    try:
+        parse_size(text)
+    except errors.UsageError as error:
+        raise ValueError(f"{error}. {error.hint}") from error
+    return text
+
+
+def _node(text: str) -> str:
+    try:
+        NodeName.parse(text)
     except errors.UsageError as error:
         raise ValueError(f"{error}. {error.hint}") from error
     return text
@@ -84,11 +101,29 @@ class TrashSection(_Strict):
         return parse_duration(self.expiry)
 
 
+class HostSection(_Strict):
+    """``[host]``"""
+
+    cache: Annotated[str, AfterValidator(_size)] | None = None
+    volumes: int = Field(default=4, ge=1, le=10_000)
+    weights: dict[Annotated[str, AfterValidator(_node)], Annotated[float, Field(gt=0, strict=False)]] = Field(
+        default_factory=dict
+    )
+    freeze_limit: Annotated[str, AfterValidator(_duration)] = "10s"
+
+    def cache_bytes(self) -> int | None:
+        return parse_size(self.cache) if self.cache is not None else None
+
+    def freeze_seconds(self) -> float:
+        return parse_duration(self.freeze_limit)
+
+
 class File(_Strict):
     """The whole file."""
 
     sites: dict[str, SiteSection] = Field(min_length=1)
     trash: TrashSection = TrashSection()
+    host: HostSection = HostSection()
 
 
 def _setting(value: object) -> str:

@@ -6,6 +6,7 @@
     cephconf   what ceph.conf says             monitor   questions to the running monitor
     address    a free address and ports        processes who is running, seen through /proc
     release    what differs between releases   packages  what must be installed
+    host       test hosts: kernels with nbd and krbd, on a network of their own; guest/ is what runs in them
 
 The scripts beside this package hold one call each.
 """

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cephdev import Failure, boot, captive, cephconf, daemon, packages
+from cephdev import host as hosts
 from cephdev.cluster import Cluster
 from cephdev.fleet import Fleet
 
@@ -304,6 +306,50 @@ def split(argv: list[str]) -> tuple[list[str], bool, list[str]]:
 
 
 @command
+def host() -> int:
+    options = parser(
+        "Test hosts: real Linux kernels with nbd and krbd, as ordinary processes, on a network of their own.\n\n"
+        "  up NAME...         boot them, all at once (2 to 3 s); they see this machine's files and change none\n"
+        "  run NAME -- CMD    a command inside, as root; its exit code is ours\n"
+        "  crash NAME...      a power cut\n"
+        "  down [NAME...]     in good order; without names: all of them, and the network\n"
+        "  status             which there are, and the network's name\n\n"
+        "Clusters that hosts can reach: ceph-dev/up --netns NS --addr 10.213.0.1 a, with NS as 'status' says."
+    )
+    options.add_argument("action", choices=("up", "run", "crash", "down", "status"))
+    options.add_argument("names", nargs="*", metavar="NAME")
+    options.add_argument("--memory", default="512M", metavar="SIZE", help="of each host (512M)")
+    options.add_argument("--seconds", type=float, default=600, help="how long a command may take (600)")
+    arguments, dashes, words = split(sys.argv[1:])
+    given = options.parse_args(arguments)
+    network = hosts.Network(Fleet(given.dir).directory)
+    if given.action == "status" and not given.names:
+        print(f"network {network.namespace}{'' if network.exists else ' (not made)'}, clusters at {hosts.GATEWAY}")
+        for one in network.hosts():
+            print(f"{one.name}  {one.address}  {'running' if one.running else 'off'}  {one.log}")
+        return 0
+    if given.action == "down" and not given.names:
+        network.remove()
+        return 0
+    if not given.names:
+        options.error(f"{given.action} needs the name of a host")
+    if given.action == "up":
+        for one in network.up(given.names, given.memory):
+            say(f"{one.name}  {one.address}  up")
+    elif given.action == "run":
+        if not dashes or not words or len(given.names) != 1:
+            options.error("one name, -- and a command are needed")
+        done = network.host(given.names[0]).run(words[0] if len(words) == 1 else shlex.join(words), given.seconds)
+        print(done.out, end="")
+        print(done.err, end="", file=sys.stderr)
+        return done.code
+    else:
+        for one in map(network.host, given.names):
+            one.crash() if given.action == "crash" else one.down()
+    return 0
+
+
+@command
 def install() -> int:
     options = argparse.ArgumentParser(
         description="Install what Debian or Ubuntu packages ceph-dev and rbdtree need; only the missing ones."
@@ -317,6 +363,14 @@ def install() -> int:
     if given.check:
         say(f"missing: {' '.join(missing)}; run ceph-dev/install")
         return 1
+    needed = [package for package in missing if package in packages.NEEDED]
+    try:
+        packages.as_root()
+    except Failure as failure:
+        if needed:
+            raise
+        say(f"{failure}; without {' '.join(missing)} the tests of block devices are skipped")
+        return 0
     say(f"installing: {' '.join(missing)}")
     packages.install(missing)
     return 0

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from cephdev import Failure
 
@@ -11,13 +12,28 @@ NEEDED = (
     *("python3-venv", "e2fsprogs", "iproute2", "uuid-runtime"),
 )
 
+FOR_HOSTS = (
+    # qemu-utils, because qemu-block-extra would be content with a whole emulator too, which is ten times as much.
+    *("rbd-nbd", "user-mode-linux", "qemu-utils", "qemu-system-common", "qemu-block-extra"),
+    *("xfsprogs", "kmod", "util-linux", "mount"),
+)
+"""For block devices, and hosts to try them in. What a distribution does not have, its tests do without."""
+
 
 def missing() -> list[str]:
     if not shutil.which("dpkg-query"):
         raise Failure(f"this is neither Debian nor Ubuntu; install what corresponds to: {' '.join(NEEDED)}")
-    lines = output(["dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\n", *NEEDED]).splitlines()
+    wanted = (*NEEDED, *FOR_HOSTS)
+    lines = output(["dpkg-query", "-W", "-f=${Package} ${db:Status-Status}\n", *wanted]).splitlines()
     present = {line.split()[0] for line in lines if line.endswith(" installed")}
-    return [package for package in NEEDED if package not in present]
+    absent = [package for package in wanted if package not in present]
+    return [package for package in absent if package in NEEDED or not known_sources() or has_candidate(package)]
+
+
+def known_sources() -> bool:
+    """Whether apt has ever been told what there is."""
+    folder = Path("/var/lib/apt/lists")
+    return folder.is_dir() and any("Packages" in path.name for path in folder.iterdir())
 
 
 def install(packages: list[str]) -> None:
@@ -27,6 +43,7 @@ def install(packages: list[str]) -> None:
     if not all(has_candidate(package) for package in packages):
         update(privilege)
         fresh = True
+    packages = [package for package in packages if package not in FOR_HOSTS or has_candidate(package)]
     if unknown := [package for package in packages if not has_candidate(package)]:
         raise Failure(f"no configured package source has {' '.join(unknown)}; add one to /etc/apt and run this again")
     if not apt_install(privilege, packages):

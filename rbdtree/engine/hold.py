@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine import ends, retain
 from rbdtree.engine.node import Node
-from rbdtree.model.document import USER, Hold, Kind, NodeDocument
+from rbdtree.model.document import MAP, USER, Hold, Kind, NodeDocument
 from rbdtree.model.name import check_name
 from rbdtree.model.position import Generation, Position
 from rbdtree.plan.retain import kept_by_rules
@@ -80,7 +80,7 @@ def listed(node: Node, *, sizes: bool = True) -> list[Holding]:
                 document.full_name,
                 hold.position,
                 generation.created if generation else 0.0,
-                "user" if hold.owner.startswith(USER) else "branch" if hold.branch else "base",
+                _kind(hold),
                 hold.owner.removeprefix(USER) if hold.owner.startswith(USER) else "",
                 hold.reason,
                 taken[hold.position],
@@ -88,6 +88,13 @@ def listed(node: Node, *, sizes: bool = True) -> list[Holding]:
             )
         )
     return found
+
+
+def _kind(hold: Hold) -> str:
+    for prefix, kind in ((USER, "user"), (MAP, "map")):
+        if hold.owner.startswith(prefix):
+            return kind
+    return "branch" if hold.branch else "base"
 
 
 def _holding_node(node: Node) -> NodeDocument:

@@ -108,6 +108,8 @@ class Hold:
     branch: bool = False
 
 
+MAP = "map:"
+"""What the owners of holds begin with that keep what a host has mapped."""
 USER = "user:"
 """What the owner of a person's hold begins with; its name follows."""
 

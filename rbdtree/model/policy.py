@@ -16,6 +16,7 @@ whoever works on an edge needs no other cluster.
     scrub             every node is verified within                7d
     scrub_rate        and no faster than                           20M
     cut_through       deltas pass on while they arrive             on, off
+    copy_on_read      branches keep what is read through them      on, off
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +86,7 @@ class Policy:
     scrub: float | None = None
     scrub_rate: int | None = None
     cut_through: bool = True
+    copy_on_read: bool = False
 
 
 def _schedules(text: str) -> tuple[Schedule, ...]:
@@ -141,6 +143,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "scrub": _seconds,
     "scrub_rate": _positive_size,
     "cut_through": lambda text: _one_of("on", "off")(text) == "on",
+    "copy_on_read": lambda text: _one_of("on", "off")(text) == "on",
 }
 KEYS = tuple(_PARSERS)
 DEFAULTS = {
@@ -157,6 +160,7 @@ DEFAULTS = {
     "scrub": "off",
     "scrub_rate": "off",
     "cut_through": "on",
+    "copy_on_read": "off",
 }
 """What is in force where nothing is set, in text."""
 TREE_ONLY = ("schedule", "parallel")

@@ -1,0 +1,253 @@
+"""``maps``: what this host maps and mounts at boot; ``doctor``: what is wrong with it."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rbdtree import errors
+from rbdtree.host import doctor, process, table, tools
+from rbdtree.host.mounts import Mounts
+from rbdtree.host.table import Entry
+
+from . import host, mounting, options, render
+from .session import Session, described
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the commands."""
+    booting = commands.add_parser("maps", help="what this host maps and mounts at boot (/etc/rbdtree/maps)")
+    actions = booting.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text, run in (
+        ("ls", "what stands there, and what of it is there", run_ls),
+        ("start", "map and mount all of it; what is there already stays", run_start),
+        ("stop", "unmount and unmap all of it", run_stop),
+        ("follow", "keep one mount of it on the newest generation, until stopped", run_follow),
+    ):
+        parents = [options.common()] + ([options.changing()] if action in ("start", "stop") else [])
+        parser = actions.add_parser(action, help=text, parents=parents)
+        parser.add_argument("--table", metavar="FILE", help=f"instead of ${table.VARIABLE} or {table.DEFAULT}")
+        if action == "follow":
+            parser.add_argument("directory", metavar="DIR")
+        parser.set_defaults(run=run)
+
+    checking = commands.add_parser(
+        "doctor", help="what this host lacks, what was left behind, how each is mended", parents=[options.common()]
+    )
+    checking.add_argument("--mend", action="store_true", help="clear away what was left behind")
+    checking.add_argument("--table", metavar="FILE", help=f"instead of ${table.VARIABLE} or {table.DEFAULT}")
+    checking.set_defaults(run=run_doctor)
+
+
+def _as_given(session: Session, entry: Entry, **more: object) -> Session:
+    """A session with the options of a line, as if they had been typed."""
+    values = dict(entry.values)
+    given = argparse.Namespace(
+        **{
+            **vars(session.options),
+            **{flag: flag in entry.flags for flag in table.FLAGS},
+            "node": entry.node,
+            "directory": entry.directory,
+            "at": values.get("at"),
+            "driver": values.get("driver"),
+            "portion": values.get("portion"),
+            "quiesce_hook": values.get("quiesce-hook"),
+            "on_switch": values.get("on-switch", ""),
+            "options": values.get("options", ""),
+            **more,
+        }
+    )
+    return session.like(given)
+
+
+def _rows(entries: list[Entry], results: list[errors.Error | None]) -> list[dict[str, Any]]:
+    return [
+        {
+            "node": entry.node,
+            "directory": entry.directory or None,
+            "options": [*entry.flags, *(f"{key}={value}" for key, value in entry.values)],
+            "error": described(error) if error else None,
+        }
+        for entry, error in zip(entries, results, strict=True)
+    ]
+
+
+def run_ls(session: Session) -> int:
+    entries = table.load(table.path(session.options.table))
+    mounts = Mounts(host.maps_of(session))
+    mounted = {m.directory for m in mounts.state.mounts() if mounts.shown(m.directory)}
+    mapped = {r.source.full_name for r in mounts.state.records() if mounts.maps.find(r)}
+    there = [(e.directory in mounted) if e.directory else (e.node in mapped) for e in entries]
+    if session.json:
+        rows = _rows(entries, [None] * len(entries))
+        session.put({"maps": [{**row, "there": is_there} for row, is_there in zip(rows, there, strict=True)]}, "")
+    elif not entries:
+        print(f"{table.path(session.options.table)} has no lines")
+    else:
+        render.table(
+            ("NODE", "DIR", "OPTIONS", "THERE"),
+            [
+                (
+                    e.node,
+                    e.directory or "-",
+                    ",".join([*e.flags, *(f"{k}={v}" for k, v in e.values)]) or "-",
+                    "yes" if t else "no",
+                )
+                for e, t in zip(entries, there, strict=True)
+            ],
+        )
+    return 0
+
+
+def run_start(session: Session) -> int:
+    entries = table.load(table.path(session.options.table))
+    results: list[errors.Error | None] = []
+    for entry in entries:
+        results.append(_attempt(session, entry))
+    return _ended(session, entries, results, "started")
+
+
+def _attempt(session: Session, entry: Entry) -> errors.Error | None:
+    """One line that fails keeps no other from its device."""
+    inner = _as_given(session, entry, follow=False)
+    try:
+        if entry.directory:
+            if not session.dry_run:
+                os.makedirs(entry.directory, exist_ok=True)
+            mounting.mount_one(inner, follows=entry.follow)
+        else:
+            host.map_one(inner)
+    except errors.Error as error:
+        return error
+    except OSError as error:
+        return errors.HostFailed(f"{entry.name}: {error.strerror}", "See 'rbdtree doctor'.")
+    if entry.follow and not session.dry_run:
+        _start_follower(session, entry)
+    return None
+
+
+def _start_follower(session: Session, entry: Entry) -> None:
+    """By systemd, where that runs."""
+    if not Path("/run/systemd/system").is_dir() or not tools.find("systemd-escape"):
+        session.warn(
+            errors.HostFailed(
+                f"{entry.directory} is mounted, and nothing follows for it: there is no systemd here",
+                f"Run 'rbdtree maps follow {entry.directory}' under a supervisor.",
+            )
+        )
+        return
+    try:
+        unit = tools.run(
+            "name a unit", "systemd-escape", "--path", "--template=rbdtree-follow@.service", entry.directory
+        )
+        tools.run("start a unit", "systemctl", "start", "--no-block", unit.strip())
+    except errors.HostFailed as error:
+        session.warn(error)
+
+
+def run_follow(session: Session) -> int:
+    directory = os.path.normpath(session.options.directory)
+    entries = table.load(table.path(session.options.table))
+    entry = next((e for e in entries if e.directory == directory and e.follow), None)
+    if entry is None:
+        raise errors.NotFound(
+            f"{table.path(session.options.table)} has no line with 'follow' for {directory}", "See 'rbdtree maps ls'."
+        )
+    return mounting.run_mount(_as_given(session, entry))
+
+
+def run_stop(session: Session) -> int:
+    entries = table.load(table.path(session.options.table))
+    mounts = Mounts(host.maps_of(session))
+    results: list[errors.Error | None] = []
+    for entry in reversed(entries):
+        try:
+            if not session.dry_run:
+                _stop_one(mounts, entry)
+            results.append(None)
+        except errors.Error as error:
+            results.append(error)
+    return _ended(session, entries, results[::-1], "stopped")
+
+
+def _stop_one(mounts: Mounts, entry: Entry) -> None:
+    if entry.directory:
+        if mounts.state.mount(entry.directory):
+            mounting.end_follower(mounts, entry.directory)
+            mounts.umount(entry.directory)
+        return
+    at = dict(entry.values).get("at")
+    for record in mounts.state.records():
+        same = record.source.full_name == entry.node and record.source.write == ("write" in entry.flags)
+        if same and not record.for_mount and (at is None or record.source.position == at):
+            mounts.maps.unmap(record)
+
+
+def _ended(session: Session, entries: list[Entry], results: list[errors.Error | None], did: str) -> int:
+    for error in filter(None, results):
+        session.say(error)
+    failed = [error for error in results if error]
+    text = f"{len(entries) - len(failed)} of {render.counted(len(entries), 'line')} {did}"
+    session.put({"maps": _rows(entries, results), "dry_run": session.dry_run}, text)
+    return failed[0].exit_code if failed else 0
+
+
+# -- doctor
+
+
+def run_doctor(session: Session) -> int:
+    mounts = Mounts(host.maps_of(session))
+    findings = _examine(session, mounts)
+    mended: list[str] = []
+    if session.options.mend:
+        for finding in findings:
+            if finding.cure:
+                try:
+                    finding.cure()
+                    mended.append(finding.subject)
+                except errors.Error as error:
+                    session.say(error)
+        findings = _examine(session, mounts)
+    bad = [f for f in findings if f.level == doctor.BAD]
+    if session.json:
+        rows = [
+            {
+                "level": f.level,
+                "subject": f.subject,
+                "text": f.text,
+                "mend": f.mend or None,
+                "curable": f.cure is not None,
+            }
+            for f in findings
+        ]
+        session.put({"findings": rows, "mended": mended, "healthy": not bad}, "")
+    else:
+        for subject in mended:
+            print(f"mended: {subject}")
+        for finding in findings:
+            print(f"{finding.level:<5}  {finding.subject}: {finding.text}")
+            if finding.mend and finding.level != doctor.GOOD:
+                print(f"       {finding.mend}")
+    return errors.HostFailed.exit_code if bad else 0
+
+
+def _examine(session: Session, mounts: Mounts) -> list[doctor.Finding]:
+    maps = mounts.maps
+    found = [*doctor.state_directory(maps), *doctor.tools_and_drivers(maps), *doctor.memory(session.config.host)]
+    for name in session.sites.names():
+        try:
+            session.sites.cluster(name)
+            found.append(doctor.Finding(doctor.GOOD, f"site {name}", "answers, and takes this host's key"))
+        except errors.Error as error:
+            found.append(
+                doctor.Finding(doctor.BAD, f"site {name}", str(error), error.hint or f"rbdtree site check {name}")
+            )
+    forest = session.forest()
+    found += [
+        *doctor.clock(forest.trees),
+        *doctor.maps_left(maps),
+        *doctor.mounts_left(mounts, lambda pid: process.mentions(pid, ("rbdtree",))),
+        *doctor.holds_left(maps, forest.trees),
+        *doctor.boot(table.path(session.options.table)),
+    ]
+    return found
