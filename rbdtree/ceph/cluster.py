@@ -24,6 +24,10 @@ _OPTIONS = {
     "rbd_concurrent_management_ops": "64",
     # An operation that timed out says nothing about the maps.
     "rbd_invalidate_object_map_on_timeout": "false",
+    # An OSD that came back has another address. A client that only asks now and then learns of it when an operation is
+    # overdue; with librados' 10 s that is after an operation has timed out, so it would never learn.
+    "objecter_timeout": "3",
+    "objecter_tick_interval": "1",
     # In flight we bound bytes ourselves; the default of 1024 operations is less than a window of small ones.
     "objecter_inflight_ops": "24576",
     "objecter_inflight_op_bytes": str(512 << 20),

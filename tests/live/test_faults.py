@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rbdtree import errors
 from rbdtree.model.document import FORMAT
+from rbdtree.model.position import snapshot_name
 
 from .world import MIB, TREE, World, noise, until
 
@@ -67,6 +69,31 @@ def test_an_osd_dies_and_comes_back(fragile: World, tmp_path: Path) -> None:
     code, said = _wait(process)
     assert code == 0, said
     _recovered(fragile)
+
+
+def test_a_client_that_seldom_asks_finds_an_osd_that_came_back(fragile: World) -> None:
+    """With a --timeout as short as librados waits before it asks where an OSD is now."""
+    fragile.init(size=8 * MIB)
+    fragile.add("m", "root", "mirror", "b")
+    fragile.write("root", {0: noise(MIB, 1)})
+    fragile.sync("", "--cut")
+    document = fragile.document("m")
+    sites = fragile.pools.sites(timeout=8)
+    assert document.newest_position
+    name = snapshot_name(document.tree_id, document.newest_position)
+    image = sites.cluster("b").pool(fragile.pools.name).open(document.image_id, name)
+    before = image.checksums([0])
+    fragile.pools.clusters.daemon("b", "osd.0", "kill")
+    fragile.pools.clusters.daemon("b", "osd.0", "start")
+
+    def answered() -> bool:
+        try:
+            return bool(image.checksums([0]) == before)
+        except errors.Unreachable:
+            return False
+
+    until(answered, "the same checksum, from the OSD as it is now", 30)
+    image.close()
 
 
 def test_an_osd_freezes_for_five_seconds(fragile: World, tmp_path: Path) -> None:
