@@ -300,6 +300,12 @@ class Soak:
         self.settle_dues(everything=True)
         if self._failed:
             raise self._failed[0]
+        for site in "abc":
+            for daemon in ("mon.a", "osd.0"):
+                for action in ("resume", "start"):
+                    # As an operator's systemd would: also one that did not survive what was done to it.
+                    with suppress(AssertionError):
+                        self._daemon(site, daemon, action)
         for manager in self.stage.managers:
             for site in "abc":
                 manager.mend(site)
@@ -412,7 +418,10 @@ def main() -> int:
         for manager in stage.managers:
             with suppress(OSError):
                 (logs / manager.log.name).write_bytes(manager.log.read_bytes())
-        say(f"the managers' logs are in {logs}")
+        for path in directory.glob("?/log/*.log"):
+            with suppress(OSError):
+                (logs / f"{path.parents[1].name}-{path.name}").write_bytes(path.read_bytes())
+        say(f"the logs of managers and daemons are in {logs}")
         raise
     finally:
         stage.close()
