@@ -44,8 +44,7 @@ class Generation:
     ``author`` is the node whose push it is (empty: the root's own writes), ``push`` the push's id; ``exact`` says that
     nothing but this push lies between it and the generation before. ``arrived`` is when this node had it (0: when it
     was cut), ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
-    ``portion``: the ranges of the volume that this
-    node holds of it (empty: all), which may differ from node to node.
+    ``portion``: the ranges of the volume that this node holds of it (empty: all), which may differ from node to node.
     """
 
     position: Position
