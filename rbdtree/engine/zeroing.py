@@ -26,26 +26,25 @@ def zero(image: Image, extents: Extents, check: Callable[[], None]) -> int:
             moved.notify_all()
 
     def wait(most: int) -> None:
-        with moved:
-            while flying > most:
-                moved.wait(_PATIENCE)
+        while True:
+            check()
+            with moved:
+                if flying <= most or moved.wait_for(lambda: flying <= most, _PATIENCE):
+                    return
 
-    try:
-        for offset, length in extents:
-            at, end = offset, offset + length
-            while at < end and not failures:
-                check()
-                stop = min(end, at - at % unit + unit)
-                wait(_IN_FLIGHT - 1)
-                with moved:
-                    flying += 1
-                try:
-                    image.submit_zero(at, stop - at, done)
-                except errors.Error as error:
-                    done(error)
-                at = stop
-    finally:
-        wait(0)
+    for offset, length in extents:
+        at, end = offset, offset + length
+        while at < end and not failures:
+            wait(_IN_FLIGHT - 1)
+            stop = min(end, at - at % unit + unit)
+            with moved:
+                flying += 1
+            try:
+                image.submit_zero(at, stop - at, done)
+            except errors.Error as error:
+                done(error)
+            at = stop
+    wait(0)
     if failures:
         raise failures[0]
     return extents.total

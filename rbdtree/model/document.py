@@ -292,7 +292,8 @@ class NodeDocument:
     command that died there goes on when it is run again. ``policy``: this node's own settings;
     ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync. ``begun``: when
     the copy of the newest generation began that led to its seal. ``resyncs``: edges fed from here that need a resync.
-    ``portion``: the ranges of the volume that the node is to hold (empty: all; of a clone: what its replica holds); what it does hold, its generations tell.
+    ``portion``: the ranges of the volume that the node is to hold (empty: all; of a clone: what its replica
+    holds); what it does hold, its generations tell.
     """
 
     tree_id: str
