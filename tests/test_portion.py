@@ -7,7 +7,7 @@ import pytest
 
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
-from rbdtree.engine import forest, lease, membership, portion, push, resolve, sync
+from rbdtree.engine import forest, lease, membership, portion, push, resolve, scrub, sync, verify
 from rbdtree.engine.cut import cut
 from rbdtree.model.document import Intent, Kind, NodeDocument, PushState
 from rbdtree.model.extent import Extents
@@ -379,3 +379,61 @@ def test_no_narrower_than_a_lease(chain: Chain) -> None:
     with pytest.raises(errors.Busy, match=r"t/far has leased 512 bytes"):
         chain.set("far", "0..16K")
     assert chain.set("far", "16K..32K").pending
+
+
+def test_a_lease_is_for_what_a_node_holds(chain: Chain) -> None:
+    assert lease.acquire(chain.node("root"), chain.document("far"), None, 60).extents == ((0, 2 * UNIT),)
+    lease.release(chain.node("root"), chain.document("far"), None)
+    assert lease.acquire(chain.node("root"), chain.document("k"), None, 60).extents == ((0, 6 * UNIT),)
+    with pytest.raises(errors.UsageError, match=r"512 bytes .* are outside the portion that t/k holds: 0..96K"):
+        lease.acquire(chain.node("root"), chain.document("k"), Extents.of([(6 * UNIT, 512)]), 60)
+
+
+# -- comparing
+
+
+def spoil(chain: Chain, name: str, offset: int) -> None:
+    """A bad disk: a byte of every snapshot and of the head."""
+    image = chain.image(name)
+    volume = image._volume
+    image.close()
+    number, at = divmod(offset, UNIT)
+    for kept in (volume, *volume.snapshots):
+        data = bytearray(kept.objects.get(number, bytes(UNIT)))
+        data[at] ^= 1
+        kept.objects[number] = bytes(data)
+
+
+def verified(chain: Chain, name: str, against: str) -> verify.Verdict:
+    tree = chain.look().tree("t")
+    verdict = verify.verify(chain.sites, tree, tree.member(name), tree.member(against), None, Silent())
+    assert verdict.error is None
+    return verdict
+
+
+def scrubbed(chain: Chain, name: str) -> list[scrub.Piece]:
+    """A whole pass, three objects at a time."""
+    pieces = []
+    while not pieces or not pieces[-1].finished:
+        piece = scrub.scrub(chain.sites, chain.node(name), 3 * UNIT, Silent())
+        assert piece
+        pieces.append(piece)
+    return pieces
+
+
+def test_what_is_compared_lies_inside(chain: Chain) -> None:
+    for name, against in (("far", "m"), ("far", "root"), ("m", "root"), ("k", "m"), ("k", "root")):
+        found = verified(chain, name, against)
+        assert found.equal, (name, against)
+        held = 2 * UNIT if name == "far" else 6 * UNIT
+        assert found.checksummed_bytes + found.read_bytes == (0 if (name, against) == ("k", "m") else held)
+    spoil(chain, "far", 3 * UNIT)
+    assert verified(chain, "far", "root").equal
+    assert sum(piece.length for piece in scrubbed(chain, "far")) == SIZE
+    spoil(chain, "far", UNIT + 5)
+    assert [d.extents for d in verified(chain, "far", "root").differences] == [((UNIT, 4096),)]
+    with pytest.raises(errors.Integrity, match="1 objects differ"):
+        scrubbed(chain, "far")
+    # Whatever does not belong there goes with the next generation, as it compares everything now.
+    assert chain.go()["far"].error is None
+    assert chain.content("far") == b"r" * (2 * UNIT) + bytes(6 * UNIT)

@@ -138,7 +138,9 @@ def compare_node(
         if clone:
             ancestor = image.ancestor()
             right = ancestor is not None and ancestor.snapshot == snapshot and ancestor.overlap_bytes == source.size()
-            same = ancestor is not None and ancestor.image_id == theirs.image_id
+            # Image ids are unique in one cluster only.
+            here = theirs.ref.fsid == document.replica.fsid
+            same = here and ancestor is not None and ancestor.image_id == theirs.image_id
             if right and same and not image.own_data() and image.size() == source.size():
                 verdict.structural = True
                 return
