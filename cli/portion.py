@@ -5,6 +5,7 @@ from typing import Any
 
 from rbdtree.engine import portion as portions
 from rbdtree.engine.forest import Member
+from rbdtree.model.document import Kind
 from rbdtree.model.name import NodeName
 from rbdtree.model.portion import Portion, parse, text
 
@@ -41,7 +42,7 @@ def run_set(session: Session) -> int:
     wanted = parse(session.options.ranges)
     tree, member = session.find(session.options.node)
     made = portions.change(session.sites, tree, member, wanted, dry_run=session.dry_run)
-    said = _said(made, tree.name, session.dry_run)
+    said = _said(made, member.kind, tree.name, session.dry_run)
     session.put(
         {
             "tree": tree.name,
@@ -56,9 +57,13 @@ def run_set(session: Session) -> int:
     return 0
 
 
-def _said(made: portions.Change, tree: str, dry_run: bool) -> str:
+def _asked(portion: Portion, kind: Kind) -> str:
+    return "what its replica holds" if kind is Kind.CLONE and not portion else render.ranges(portion)
+
+
+def _said(made: portions.Change, kind: Kind, tree: str, dry_run: bool) -> str:
     verb = "would hold" if dry_run else "is to hold" if made.pending else "holds"
-    head = f"{made.node} {verb} {text(made.after)}"
+    head = f"{made.node} {verb} {_asked(made.after, kind)}"
     if made.holds is None:
         return f"{head}, from its first generation on; 'rbdtree sync {made.node}' fills it"
     if not made.pending:
@@ -99,4 +104,4 @@ def _value(member: Member) -> dict[str, Any]:
 def _row(member: Member) -> tuple[str, ...]:
     newest = member.document.newest if member.document else None
     holds = (render.ranges(newest.portion), str(newest.position)) if newest else ("-", "-")
-    return (member.ref.name, render.ranges(_wanted(member)), *holds)
+    return (member.ref.name, _asked(_wanted(member), member.kind), *holds)

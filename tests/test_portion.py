@@ -247,6 +247,21 @@ def test_a_new_node_lies_within_its_parent(chain: Chain) -> None:
     assert chain.add("x", "k", Kind.MIRROR, "a", None).portion == ((0, 6 * UNIT),)
 
 
+def test_a_portion_that_ended_with_the_volume_is_passed_on_when_that_has_grown(chain: Chain) -> None:
+    root = chain.image("root")
+    root.resize(SIZE - 4096)
+    root.close()
+    chain.set("m", "0..124K")
+    root = chain.image("root")
+    root.resize(SIZE)
+    root.close()
+    assert chain.add("x", "m", Kind.MIRROR, "a", None).portion == ((0, SIZE - 4096),)
+    chain.write("root", SIZE - 8192, b"e" * 8192)
+    chain.go()
+    assert chain.content("x") == b"r" * (SIZE - 8192) + b"e" * 4096 + bytes(4096)
+    assert verified(chain, "x", "root").equal
+
+
 def test_a_clone_may_be_given_less(chain: Chain) -> None:
     chain.set("k", "0..32K")
     with pytest.raises(errors.UsageError, match=r"its parent t/k holds 0..32K only"):

@@ -302,9 +302,8 @@ def _with_portion(
     """What it is to hold: ranges inside what its parent holds."""
     wanted = wish.portion
     if wanted is None:
-        wanted = WHOLE if document.kind is Kind.CLONE else portion.effective(sites, parent)
-    if wish.portion is None and not wanted:
-        return document
+        inherited = WHOLE if document.kind is Kind.CLONE else portion.effective(sites, parent)
+        return replace(document, portion=inherited)
     layout = wish.layout if document.kind is Kind.MIRROR else None
     if layout is None:
         replica = Node.at(sites, parent.replica)
