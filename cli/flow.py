@@ -163,6 +163,7 @@ def say(session: Session, tree: Tree, outcomes: list[Outcome], position: Positio
             "written_bytes": o.written_bytes,
             "seconds": round(o.seconds, 3),
             "steps": o.steps,
+            "waits": o.waits or None,
             "error": described(o.error) if o.error else None,
         }
         for o in outcomes
@@ -194,3 +195,5 @@ def _line(session: Session, outcome: Outcome) -> None:
         print(f"{outcome.node}: up to date, {render.size(outcome.written_bytes)} written in {outcome.seconds:.2f} s")
     else:
         print(f"{outcome.node}: up to date already")
+    if outcome.waits and not outcome.error:
+        print(f"{outcome.node} waits: {outcome.waits}")

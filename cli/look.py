@@ -14,6 +14,7 @@ from rbdtree.model.position import Position
 
 from . import completion, options, progress, render, watch
 from .completion import completes
+from .portion import portion_value
 from .session import Session, described
 from .writing import diff_branch, push_value
 
@@ -124,6 +125,8 @@ def _node(node: reports.NodeReport) -> dict[str, Any]:
             {"image": node.branch, "base": str(node.branch_base), "uplink": node.uplink} if node.branch else None
         ),
         "pushes": [push_value(p) for p in node.pushes],
+        "portion": portion_value(node.portion),
+        "portion_pending": node.portion_pending,
         "intent": str(node.intent) if node.intent else None,
         "intent_done_bytes": node.intent_done_bytes,
     }

@@ -23,6 +23,7 @@ from . import (
     member,
     mounting,
     options,
+    portion,
     retention,
     site,
     writing,
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--version", action="version", version=f"rbdtree {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for module in (
-        *(site, member, flow, look, writing, host, mounting, boot, retention, declaring, manager, health),
+        *(site, member, portion, flow, look, writing, host, mounting, boot, retention, declaring, manager, health),
         completion,
     ):
         module.register(commands)

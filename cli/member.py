@@ -8,10 +8,12 @@ from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, NodeName, check_name, parse_size
+from rbdtree.model.portion import parse, text
 from rbdtree.model.schedule import parse_duration
 
 from . import completion, options, progress
 from .completion import completes
+from .portion import portion_value
 from .session import Session
 
 
@@ -42,6 +44,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--history",
         action="store_true",
         help="seed with the oldest generation and follow, not with the newest alone",
+    )
+    add.add_argument(
+        "--portion",
+        metavar="A..B[,C..D]",
+        help="hold only these ranges of the volume, such as 0..1G,4G..5G (default: what the parent holds)",
     )
     _layout(add)
     add.set_defaults(run=run_add)
@@ -89,7 +96,10 @@ def _wish(session: Session) -> membership.Wish:
     size = parse_size(given.size) if getattr(given, "size", None) is not None else None
     if size == 0:
         raise errors.UsageError("a volume of 0 bytes holds nothing", "Write for example --size 10G.")
-    return membership.Wish(size, layout, given.data_pool, getattr(given, "history", False))
+    ranges = getattr(given, "portion", None)
+    return membership.Wish(
+        size, layout, given.data_pool, getattr(given, "history", False), parse(ranges) if ranges else None
+    )
 
 
 def run_init(session: Session) -> int:
@@ -138,6 +148,7 @@ def run_add(session: Session) -> int:
         dry_run=session.dry_run,
     )
     verb = "would be" if session.dry_run else "is"
+    held = f", for {text(document.portion)} of the volume" if document.portion else ""
     session.put(
         {
             "tree": name.tree,
@@ -146,9 +157,10 @@ def run_add(session: Session) -> int:
             "parent": parent,
             "kind": str(kind),
             "image": document.ref.image_spec,
+            "portion": portion_value(document.portion),
             "dry_run": session.dry_run,
         },
-        f"{name} {verb} a {kind} below {parent}, on {document.ref.image_spec}; 'rbdtree sync {name}' fills it",
+        f"{name} {verb} a {kind} below {parent}, on {document.ref.image_spec}{held}; 'rbdtree sync {name}' fills it",
     )
     return 0
 

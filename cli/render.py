@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rbdtree.engine.report import LogEntry, NodeReport, TreeReport
 from rbdtree.model.document import PushState, State
+from rbdtree.model.portion import Portion
+from rbdtree.model.portion import text as portion_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -104,10 +106,11 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
     table = _empty_table()
     doing = doing and any(_doing(node) for node in report.nodes)
     branched = any(node.branch for node in report.nodes)
-    more = (*(("BRANCH",) if branched else ()), *(("DOING",) if doing else ()))
+    parted = any(node.portion or node.portion_pending for node in report.nodes)
+    more = (*(("PORTION",) if parted else ()), *(("BRANCH",) if branched else ()), *(("DOING",) if doing else ()))
     for column in ("NODE", "KIND", "STATE", "GENERATION", "LAG", "SIZE", "IMAGE", *more):
         # Where a line is too short for all of it, these are folded.
-        wide = column in ("LAG", "IMAGE", "BRANCH", "DOING")
+        wide = column in ("LAG", "IMAGE", "PORTION", "BRANCH", "DOING")
         justify: Literal["left", "right"] = "right" if column == "SIZE" else "left"
         table.add_column(column, no_wrap=not wide, overflow="fold", justify=justify)
 
@@ -120,6 +123,7 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
             lag(node),
             size(node.size_bytes) if node.size_bytes is not None else "-",
             node.image,
+            *((_portion(node),) if parted else ()),
             *((_branch(node),) if branched else ()),
             *((_doing(node),) if doing else ()),
         )
@@ -134,6 +138,16 @@ def tree_table(report: TreeReport, *, doing: bool = True) -> "Table":
     for top in report.children(None):
         walk(top, "", "")
     return table
+
+
+def _portion(node: NodeReport) -> str:
+    later = " from the next generation on" if node.portion_pending else ""
+    return f"{ranges(node.portion)}{later}"
+
+
+def ranges(portion: Portion) -> str:
+    """A portion for people: a space after each comma, to be folded at."""
+    return portion_text(portion).replace(",", ", ")
 
 
 def _branch(node: NodeReport) -> str:

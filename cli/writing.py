@@ -103,7 +103,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         _node_argument(parser)
         if action != "renew":
             parser.add_argument(
-                "--portion", metavar="A..B[,C..D]", help="ranges such as 0..1G (default: the whole volume)"
+                "--portion", metavar="A..B[,C..D]", help="ranges such as 0..1G (default: all that the node holds)"
             )
         if action != "release":
             parser.add_argument(
@@ -457,7 +457,7 @@ def _check_lease(session: Session, root: Member, holder: NodeDocument) -> None:
             size = image.size()
         finally:
             image.close()
-        leases.check(document, holder, _portion(given.portion) or Extents.of([(0, size)]), size, now)
+        leases.check(document, holder, _portion(given.portion) or leases.everything(holder, size), size, now)
 
 
 def _ranges(lease: Lease) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbdtree import errors
 from rbdtree.model import policy
+from rbdtree.model import portion as portions
 from rbdtree.model.declaration import Declaration, DeclaredNode, Look
 from rbdtree.model.document import Kind
 from rbdtree.model.name import ImageSpec, check_name, parse_size
@@ -120,6 +121,9 @@ def _node(name: str, section: "NodeSection", mistakes: list[str]) -> DeclaredNod
         mistakes.append(f"{where}: a clone takes its layout and history from what it is cloned from")
     if kind is Kind.MIRROR and section.size:
         mistakes.append(f"{where}: a mirror has the size of the volume")
+    portion = _try(mistakes, f"{where}.portion", lambda: portions.parse(section.portion)) if section.portion else None
+    if kind is Kind.ROOT and portion:
+        mistakes.append(f"{where}: the root is the volume, all of it")
     return DeclaredNode(
         name,
         kind,
@@ -128,6 +132,7 @@ def _node(name: str, section: "NodeSection", mistakes: list[str]) -> DeclaredNod
         _settings(f"{where}.policy", section.policy, mistakes, tree=False),
         section.history,
         look,
+        portion,
     )
 
 
@@ -150,6 +155,8 @@ def text_of(declaration: Declaration) -> str:
         lines.append(f"image = {_string(node.image)}")
         if node.history:
             lines.append("history = true")
+        if node.portion is not None:
+            lines.append(f"portion = {_string(portions.text(node.portion))}")
         lines += [f"policy.{key} = {_string(text)}" for key, text in node.policy]
     return "\n".join(lines) + "\n"
 

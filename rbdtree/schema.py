@@ -141,6 +141,7 @@ class NodeSection(_Strict):
     image: str
     parent: str = ""
     history: bool = False
+    portion: str | None = None
     size: str | None = None
     object_size: str | None = None
     stripe_unit: str | None = None

@@ -15,6 +15,8 @@ from rbdtree.model.declaration import Declaration, DeclaredNode
 from rbdtree.model.document import Kind
 from rbdtree.plan.declare import (
     NOTHING,
+    Change,
+    Differs,
     Existing,
     Standing,
     blocking,
@@ -123,7 +125,8 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, rpo: str, image: str) -> None:
     nodes = (
         DeclaredNode("root", Kind.ROOT, f"a:p/{image}"),
-        DeclaredNode("x.y", Kind.MIRROR, f"b:p/n/{image}", "root", (("rpo", rpo),), True),
+        DeclaredNode("x.y", Kind.MIRROR, f"b:p/n/{image}", "root", (("rpo", rpo),), True, portion=((0, 1 << 30),)),
+        DeclaredNode("k", Kind.CLONE, "b:p/k", "x.y", portion=()),
     )
     wanted = Declaration("vol", (("bandwidth", "08:00 20M; 18:00 off"),), nodes)
     assert load(tmp_path_factory.mktemp("toml"), declaration.text_of(wanted)) == wanted
@@ -140,6 +143,21 @@ DECLARED = Declaration(
 ROOT = Standing("root", Kind.ROOT, "a:p/vol", "", ())
 PARIS = Standing("paris", Kind.MIRROR, "b:p/vol", "root", (("rpo", "15m"),))
 OSLO = Standing("oslo", Kind.MIRROR, "c:p/vol", "paris", ())
+
+
+@pytest.mark.parametrize(
+    ("declared", "there", "expected"),
+    [
+        (None, ((0, 4096),), ()),
+        (((0, 4096),), ((0, 4096),), ()),
+        ((), ((0, 4096),), (Differs("paris", "the portion", "whole", "0..4K"),)),
+        (((0, 4096),), (), (Differs("paris", "the portion", "0..4K", "whole"),)),
+    ],
+)
+def test_a_portion_is_compared_where_it_is_declared(declared: Any, there: Any, expected: tuple[Change, ...]) -> None:
+    wanted = replace(DECLARED, nodes=(DECLARED.nodes[0], replace(DECLARED.nodes[1], portion=declared)))
+    existing = Existing(DECLARED.policy, (ROOT, replace(PARIS, portion=there)))
+    assert plan_declare(wanted, existing) == expected
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,12 @@ from rbdtree.engine import (
     membership,
     mirror,
     policy,
+    portion,
     relay,
     resync,
     retain,
     sync,
+    zeroing,
 )
 from rbdtree.engine import hold as holds
 from rbdtree.engine.claim import SECONDS, Claim
@@ -48,6 +50,7 @@ from rbdtree.engine.verify import verify
 from rbdtree.model.document import USER, Kind, NodeDocument, decode
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName
+from rbdtree.model.portion import WHOLE, Portion, clip, contains
 from rbdtree.model.position import parse_snapshot_name, snapshot_name
 from rbdtree.plan import step as steps
 from rbdtree.plan.edge import MirrorState
@@ -66,6 +69,9 @@ effects = st.integers(1, 30)
 rarely = st.none() | st.none() | st.none() | effects
 changes = st.tuples(st.sampled_from(["write", "write", "blank", "zero", "resize", "snapshot"]), spots, lengths)
 kinds = st.sampled_from([Kind.MIRROR, Kind.CLONE])
+ranges = st.just(WHOLE) | st.lists(st.tuples(st.integers(0, 7), st.integers(1, 4)), min_size=1, max_size=2).map(
+    lambda found: Extents.of((at * UNIT, n * UNIT) for at, n in found).clip(0, LARGEST).pairs
+)
 ways = st.sampled_from(["before", "after", "torn"])
 
 
@@ -110,6 +116,10 @@ class Trees(RuleBasedStateMachine):
         self.recorded: dict[str, tuple[int, bytes]] = {}
         self.robbed: set[tuple[str, str]] = set()
         self.let_go = False
+        self.portions: dict[tuple[str, int], Portion] = {}
+        """What each sealed snapshot holds: (image, snapshot id)."""
+        self.asked = False
+        """Whether somebody was given another portion since the newest generation."""
         self.count = 0
         random.seed(0)
 
@@ -243,22 +253,69 @@ class Trees(RuleBasedStateMachine):
 
     # -- what rbdtree does
 
-    @rule(kind=st.sampled_from([Kind.MIRROR, Kind.CLONE]), parent=seeds, history=st.booleans(), dies=rarely)
-    def add(self, kind: Kind, parent: int, history: bool, dies: int | None) -> None:
+    @rule(
+        kind=st.sampled_from([Kind.MIRROR, Kind.CLONE]),
+        parent=seeds,
+        history=st.booleans(),
+        dies=rarely,
+        wanted=st.none() | ranges,
+    )
+    def add(self, kind: Kind, parent: int, history: bool, dies: int | None, wanted: Portion | None) -> None:
         documents = self.documents()
         above = self.picked(parent, lambda d: not d.phase and depth(d, documents) < DEPTH)
         if above is None or len(documents) > 6:
             return
-        self.join(kind, above, history, dies)
+        self.join(kind, above, history, dies, self.fitting(wanted) if wanted is not None else None)
 
-    def join(self, kind: Kind, above: NodeDocument, history: bool, dies: int | None) -> None:
+    def fitting(self, wanted: Portion) -> Portion:
+        """Within the volume of today, whose end may lie inside an object."""
+        return Extents(wanted).clip(0, len(self.bytes)).pairs
+
+    @rule(node=seeds, wanted=ranges, dies=rarely)
+    def other_portion(self, node: int, wanted: Portion, dies: int | None) -> None:
+        document = self.picked(node, lambda d: d.kind is not Kind.ROOT and not d.phase)
+        if document:
+            self.give(document.name, self.fitting(wanted), dies)
+
+    def give(self, name: str, wanted: Portion, dies: int | None = None) -> bool:
+        """Whether it was allowed."""
+
+        def give(sites: Any) -> bool:
+            tree = self.tree(sites)
+            try:
+                portion.change(sites, tree, tree.member(name), wanted)
+            except (errors.UsageError, errors.NotEmpty):
+                return False
+            return True
+
+        before = {n: d.portion for n, (_, d) in self.documents().items()}
+        given = self.work(give, dies)
+        if given is False:
+            assert {n: d.portion for n, (_, d) in self.documents().items()} == before
+        else:
+            self.asked = True
+        return bool(given)
+
+    def join(
+        self,
+        kind: Kind,
+        above: NodeDocument,
+        history: bool,
+        dies: int | None,
+        wanted: Portion | None = None,
+    ) -> None:
         self.count += 1
         site = above.replica.site if kind is Kind.CLONE or self.count % 2 else "b"
         name, spec = NodeName("t", f"n{self.count}"), ImageSpec(site, "p", "", f"n{self.count}")
-        wish = membership.Wish(history=history)
+        wish = membership.Wish(history=history, portion=wanted)
+        self.asked = self.asked or wanted is not None
 
         def join(sites: Any) -> Any:
-            return membership.add(sites, forest.look(sites), name, above.name, kind, spec, wish)
+            try:
+                return membership.add(sites, forest.look(sites), name, above.name, kind, spec, wish)
+            except errors.UsageError:
+                assert wanted is not None
+                return membership.add(sites, forest.look(sites), name, above.name, kind, spec, membership.Wish())
 
         self.work(join, dies, "after" if dies and dies % 2 else "before")
         if name.node not in self.documents() or self.documents()[name.node][1].phase:
@@ -266,7 +323,8 @@ class Trees(RuleBasedStateMachine):
 
     @rule(dies=rarely, how=ways)
     def cut(self, dies: int | None, how: str) -> None:
-        self.work(lambda s: cut(forest.document_of(self.tree(s).member("root"))[0]), dies, how)
+        made = self.work(lambda s: cut(forest.document_of(self.tree(s).member("root"))[0]), dies, how)
+        self.asked = self.asked and made is None
         self.record(self.documents()["root"][1])
 
     @rule()
@@ -285,7 +343,10 @@ class Trees(RuleBasedStateMachine):
         newest = self.documents()["root"][1].newest_position
         if self.robbed:
             return
-        assert {d.newest_position for _, d in self.documents().values()} == {newest}
+        if not self.asked:
+            assert {d.newest_position for _, d in self.documents().values()} == {newest}
+            for _, document in self.documents().values():
+                assert document.kind is Kind.CLONE or not newest or document.newest.portion == document.portion
         if newest:
             self.work(self.verified)
 
@@ -526,7 +587,31 @@ class Trees(RuleBasedStateMachine):
             for snapshot in volume.snapshots:
                 name = snapshot.entry.name
                 if parse_snapshot_name(name):
-                    assert self.content(site, volume, name) == self.recorded[name][1], f"{document.name}@{name}"
+                    held = self.held(document, volume, snapshot.entry)
+                    wanted = masked(self.recorded[name][1], held)
+                    assert self.content(site, volume, name) == wanted, f"{document.name}@{name} {held}"
+
+    def held(self, document: NodeDocument, volume: Any, snapshot: Any) -> Portion:
+        """What this node says, or said last, to hold of a generation."""
+        known = (volume.image_id, snapshot.snapshot_id)
+        named = parse_snapshot_name(snapshot.name)
+        generation, intent = document.generation(named[1]) if named else None, document.intent
+        if generation and generation.snapshot_id == snapshot.snapshot_id:
+            assert self.portions.get(known, generation.portion) == generation.portion
+            self.portions[known] = generation.portion
+        elif intent and named and intent.target == named[1] and intent.since != intent.target:
+            self.portions.setdefault(known, intent.portion)
+        return self.portions.get(known, WHOLE)
+
+    @invariant()
+    def nobody_holds_what_its_parent_has_not(self) -> None:
+        documents = {d.ref.node_id: d for _, d in self.documents().values()}
+        for document in documents.values():
+            above = document.parent and documents.get(document.parent.node_id)
+            above = documents.get(above.replica.node_id) if above else None
+            for generation in document.generations if above else ():
+                there = above.generation(generation.position) if above else None
+                assert there is None or contains(there.portion, generation.portion), document.name
 
     def record(self, root: NodeDocument) -> None:
         """What the root holds now is what its new snapshots hold: nothing was written since they were made."""
@@ -554,7 +639,8 @@ class Trees(RuleBasedStateMachine):
 
     @invariant()
     def a_clone_shows_one_generation(self) -> None:
-        whole = [content for _, content in self.recorded.values()]
+        held = {*self.portions.values(), WHOLE}
+        whole = [masked(content, one) for _, content in self.recorded.values() for one in held]
         for site, document in self.documents().values():
             volume = self.storages[site].places[PLACE].images.get(document.ref.image)
             if document.kind is Kind.CLONE and volume:
@@ -596,6 +682,14 @@ class Trees(RuleBasedStateMachine):
     def _last_leave(self, sites: Any, name: str, keep: bool) -> Any:
         tree = self.tree(sites)
         return membership.leave(sites, tree, tree.member(name), keep=keep, expiry_seconds=0)
+
+
+def masked(content: bytes, held: Portion) -> bytes:
+    """Zeroes wherever a node with this portion holds nothing."""
+    found = bytearray(len(content))
+    for offset, length in clip(held, Extents.of([(0, len(content))])):
+        found[offset : offset + length] = content[offset : offset + length]
+    return bytes(found)
 
 
 def depth(document: NodeDocument, documents: dict[str, tuple[str, NodeDocument]]) -> int:
@@ -765,7 +859,38 @@ def retention(trees: Trees) -> None:
         trees.retire(-1, 0)
 
 
+def a_narrowing(trees: Trees) -> None:
+    trees.zero(2 * UNIT, UNIT)
+    trees.write(0, 2 * UNIT, 5)
+    assert trees.give("n2", ((UNIT, 2 * UNIT), (5 * UNIT, UNIT)))
+
+
+def a_widening(trees: Trees) -> None:
+    a_narrowing(trees)
+    trees.cut(None, "before")
+    trees.sync_all()
+    trees.write(3 * UNIT + 512, 512, 6)
+    assert trees.give("n2", ((0, 4 * UNIT),))
+
+
+def to_the_whole(trees: Trees) -> None:
+    a_narrowing(trees)
+    trees.cut(None, "before")
+    trees.sync_all()
+    assert trees.give("n2", WHOLE)
+
+
+def again_another(trees: Trees) -> None:
+    """While the delta that brings the one is half applied."""
+    assert trees.give("n2", ((4 * UNIT, 2 * UNIT),))
+
+
 STORIES = {
+    "a narrower portion": Story(a_narrowing),
+    "a wider portion": Story(a_widening),
+    "the whole again": Story(to_the_whole),
+    "another portion meanwhile": Story(a_narrowing, again_another),
+    "a wider portion, and its generation is gone": Story(a_widening, its_death),
     "a write": Story(a_write),
     "zeroes": Story(a_zero),
     "a shrink, a snapshot, a growth": Story(a_shrink_and_a_growth),
@@ -926,7 +1051,29 @@ def test_progress_that_counts_what_was_dropped_is_found(monkeypatch: pytest.Monk
         interrupted_everywhere()
 
 
+def leave_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeroing, "zero", lambda *_: 0)
+
+
+def only_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = MirrorEdge._shift
+    monkeypatch.setattr(MirrorEdge, "_shift", lambda *given: (Extents(), right(*given)[1]))
+
+
+def follow_the_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed is what is wanted by then, not what was copied."""
+    right = MirrorEdge._intent
+
+    def wrong(self: MirrorEdge) -> Any:
+        return replace(right(self), portion=self.document.portion)
+
+    monkeypatch.setattr(MirrorEdge, "_intent", wrong)
+
+
 SEEDED = [
+    (leave_what_it_held, "a narrower portion"),
+    (only_the_delta, "a wider portion"),
+    (follow_the_wish, "another portion meanwhile"),
     (seal_before_copy, "a write"),
     (no_hold, "retention takes what is not held"),
     (skip_to_the_newest, "an object that is gone in the next generation"),

@@ -40,7 +40,9 @@ def _standing(sites: Sites, tree: Tree, member: Member, declared: str) -> Standi
     joining = phase == membership.JOINING
     image = declared if declared and _same_image(sites, declared, member) else ref.image_spec
     settings = document.policy if document else None
-    return Standing(ref.name, member.kind, image, parent, settings, joining, "" if joining else phase)
+    told = member.told.summary if member.told else None
+    portion = document.portion if document else told.portion if told else ()
+    return Standing(ref.name, member.kind, image, parent, settings, joining, "" if joining else phase, portion)
 
 
 def _same_image(sites: Sites, declared: str, member: Member) -> bool:
@@ -84,7 +86,7 @@ def _make(sites: Sites, forest: Forest, tree: str, node: DeclaredNode) -> str:
         wish = membership.Wish(size, given, look.data_pool)
         membership.init(sites, forest, tree, node.name, spec, wish)
         return f"{tree}/{node.name} is the root of {tree}, on {spec}"
-    wish = membership.Wish(None, given, look.data_pool, node.history)
+    wish = membership.Wish(None, given, look.data_pool, node.history, node.portion)
     name = NodeName(tree, node.name)
     membership.add(sites, forest, name, node.parent, node.kind, spec, wish)
     return f"{name} is a {node.kind} below {node.parent}, on {spec}; 'rbdtree sync {name}' fills it"
@@ -106,7 +108,14 @@ def declaration_of(tree: Tree) -> Declaration:
             )
         nodes.append(
             DeclaredNode(
-                member.ref.name, member.kind, member.ref.image_spec, parent, document.policy, document.history, Look()
+                member.ref.name,
+                member.kind,
+                member.ref.image_spec,
+                parent,
+                document.policy,
+                document.history,
+                Look(),
+                document.portion or None,
             )
         )
         for child in tree.children(member.ref.node_id):

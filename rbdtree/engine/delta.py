@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.portion import WHOLE, Portion, clip
 from rbdtree.ports import Image
 
 _THREADS = 16
@@ -71,14 +72,18 @@ def exact(image: Image, since: str, within: Extents, start: int = 0) -> Iterator
                 future.cancel()
 
 
-def changes(image: Image, since: str | None, until: str | None, start: int = 0) -> Iterator[list[Pair]]:
-    """All changed extents from offset ``start`` on. From None: the existing objects, whole."""
+def changes(
+    image: Image, since: str | None, until: str | None, start: int = 0, portion: Portion = WHOLE
+) -> Iterator[list[Pair]]:
+    """All changed extents from offset ``start`` on, inside ``portion``. From None: the existing objects, whole."""
     if since is None:
-        yield list(coarse(image, None, until).clip(start, image.size()))
-    elif image.fast_diff():
-        yield from exact(image, since, coarse(image, since, until), start)
-    else:
-        yield from exact(image, since, Extents.of([(0, image.size())]), start)
+        yield list(clip(portion, coarse(image, None, until)).clip(start, image.size()))
+        return
+    near = coarse(image, since, until) if image.fast_diff() else Extents.of([(0, image.size())])
+    for pairs in exact(image, since, clip(portion, near), start):
+        within = list(clip(portion, Extents.of(pairs))) if portion else pairs
+        if within:
+            yield within
 
 
 def data_ends(image: Image, pairs: list[Pair]) -> dict[int, int]:

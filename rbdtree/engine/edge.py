@@ -28,7 +28,8 @@ class Outcome:
     """What became of one node. Bytes are those written to it: from its parent, or (``local``) of its own pushes;
     ``repeated``: those that a copy had written when it failed, of which some are written again.
 
-    ``waits``: why it is not at its parent's newest generation yet, where that is no error."""
+    ``waits``: why it is not at its parent's newest generation yet, or does not hold of it all it is to hold, where that
+    is no error."""
 
     node: str
     changed: bool = False
@@ -121,6 +122,7 @@ class EdgeRun:
             edge = MirrorEdge(self._sites, node, claim, self._reporter, relay=self._relay, pace=self._pace)
             try:
                 self._rounds(edge, outcome, desk, claim)
+                outcome.waits = outcome.waits or edge.lacks
             finally:
                 edge.close()
             if claim:

@@ -11,17 +11,19 @@ from rbdtree import errors
 from rbdtree.engine import cut
 from rbdtree.engine.cut import Root
 from rbdtree.engine.node import Node
-from rbdtree.model.document import Lease, NodeDocument
+from rbdtree.model import portion
+from rbdtree.model.document import Kind, Lease, NodeDocument
 from rbdtree.model.extent import Extents
+from rbdtree.plan.conflict import describe
 
 
 def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, seconds: float) -> Lease:
-    """Grants a range (None: the whole volume); cuts a generation when the root changed since its newest.
+    """Grants a range (None: all that the holder holds); cuts a generation when the root changed since its newest.
 
     The caller brings the holder up to it. ``Busy`` when another holds any of the range."""
     with cut.opened(root_node, "lease") as root:
         now = time.time()
-        extents = wanted or Extents.of([(0, root.image.size())])
+        extents = wanted or everything(holder, root.image.size())
         check(root.document, holder, extents, root.image.size(), now)
         if root.changed():
             root.cut()
@@ -30,10 +32,27 @@ def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, secon
         return lease
 
 
+def _held(holder: NodeDocument) -> portion.Portion:
+    """A clone's is its replica's where it has none of its own."""
+    newest = holder.newest
+    return holder.portion or (newest.portion if newest and holder.kind is Kind.CLONE else portion.WHOLE)
+
+
+def everything(holder: NodeDocument, size_bytes: int) -> Extents:
+    """All that a node can lease."""
+    return portion.inside(_held(holder), size_bytes)
+
+
 def check(root: NodeDocument, holder: NodeDocument, extents: Extents, size_bytes: int, now: float) -> None:
     """Raises what speaks against granting these ranges."""
     if extents.clip(0, size_bytes) != extents:
         raise errors.UsageError(f"the range ends beyond the volume ({size_bytes} bytes)", "Give a smaller --portion.")
+    strange = portion.beyond(_held(holder), extents)
+    if strange:
+        raise errors.UsageError(
+            f"{describe(strange)} are outside the portion that {holder.full_name} holds: {portion.text(_held(holder))}",
+            "Give a --portion inside.",
+        )
     for other in active(root, now):
         overlap = Extents.of(other.extents).intersect(extents)
         if other.holder != holder.ref.node_id and overlap:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import clone, delta, ends, marks, tidy
+from rbdtree.engine import clone, delta, ends, marks, portion, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import USER, Child, Kind, NodeDocument, NodeRef, object_name
 from rbdtree.model.name import ImageSpec, NodeName, format_duration, parse_size
+from rbdtree.model.portion import WHOLE, Portion, text
 from rbdtree.model.position import parse_snapshot_name
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Layout, Pool, Sites
@@ -30,6 +31,8 @@ class Wish:
     layout: Layout | None = None
     data_pool: str | None = None
     history: bool = False
+    portion: Portion | None = None
+    """None: what the parent holds."""
 
 
 _SMALLEST, _LARGEST = 4 << 10, 32 << 20
@@ -275,9 +278,12 @@ def add(
             phase=JOINING,
             tree_policy=parent.tree_policy,
         )
+        document = _with_portion(sites, tree, pool, document, parent, wish)
         if dry_run:
             return document
         _register(pool, document)
+    else:
+        document = _with_portion(sites, tree, pool, document, parent, wish)
     if dry_run:
         return document
     node = Node(pool, document.ref.node_id, document.full_name)
@@ -287,7 +293,26 @@ def add(
             document = _take_image(node, document, lambda: _make_mirror(replica, pool, spec, wish))
         child = Child(document.edge, kind, document.ref, summary_of(document, None))
         parent_node.update(ends.with_child(child))
-        return node.update(lambda d: replace(d, image_id=document.image_id, phase=""))
+        return node.update(lambda d: replace(d, image_id=document.image_id, phase="", portion=document.portion))
+
+
+def _with_portion(
+    sites: Sites, tree: Tree, pool: Pool, document: NodeDocument, parent: NodeDocument, wish: Wish
+) -> NodeDocument:
+    """What it is to hold: ranges inside what its parent holds."""
+    wanted = wish.portion
+    if wanted is None:
+        inherited = WHOLE if document.kind is Kind.CLONE else portion.effective(sites, parent)
+        return replace(document, portion=inherited)
+    layout = wish.layout if document.kind is Kind.MIRROR else None
+    if layout is None:
+        replica = Node.at(sites, parent.replica)
+        # An image that is there already, or else the one that the new one is made like.
+        source = pool.open(document.image_id) if document.image_id else replica.pool.open(replica.read().image_id)
+        layout = source.layout
+        source.close()
+    portion.check_allowed(sites, tree, document.full_name, parent, wanted, layout, document.kind)
+    return replace(document, portion=wanted)
 
 
 def _resumed_child(
@@ -487,7 +512,9 @@ def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_s
     others = [] if torn else _remove_snapshots(pool, document)
     marks.unmark_image(pool, image_id)
     if keep:
-        return f"{spec} is an ordinary image now"
+        holds = document.newest.portion if document.newest and document.kind is Kind.MIRROR else WHOLE
+        partly = f"; it holds {text(holds)} of the volume and zeroes elsewhere" if holds else ""
+        return f"{spec} is an ordinary image now{partly}"
     pool.trash(image_id, document.ref.image, expiry_seconds)
     said = (
         f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "

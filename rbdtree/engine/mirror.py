@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, pushed, relay, sample
+from rbdtree.engine import delta, ends, pushed, relay, sample, zeroing
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.copy import Pace, Target
 from rbdtree.engine.node import Node, cluster_of
+from rbdtree.model import portion as portions
 from rbdtree.model.document import Intent, NodeDocument, PushState
-from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.extent import NOTHING, Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import Forgotten
@@ -71,6 +72,8 @@ class MirrorEdge:
         self.waits = ""
         """Why the newest generation is not here yet, when its parent is still receiving it."""
         self.relayed_bytes = 0
+        self.lacks = ""
+        """Why it holds another portion than it is to hold, while it is at its parent's newest generation."""
 
     def close(self) -> None:
         """Closes the images, and says in the document that this worker left in good order.
@@ -116,7 +119,7 @@ class MirrorEdge:
         return MirrorState(
             node=self.name,
             image=self.document.ref.image_spec,
-            upstream=tuple(g.position for g in upstream),
+            upstream=tuple(g.position for g in self._takeable(upstream, newest)),
             downstream=tuple(sorted(downstream)),
             lost=tuple(g.position for g in self.document.generations if g not in mine),
             pending=Pending(intent.since, intent.target) if intent else None,
@@ -142,13 +145,47 @@ class MirrorEdge:
         if self._claim and above and above.tree_policy != self.document.tree_policy:
             self._update(lambda d: replace(d, tree_policy=above.tree_policy))
 
+    def _takeable(self, upstream: tuple[Generation, ...], newest: Generation | None) -> tuple[Generation, ...]:
+        """Without newer generations of which the parent holds nothing for this node."""
+        wanted, intent = self.document.portion, self.document.intent
+        standing = newest.portion if newest else None
+        found = []
+        for generation in upstream:
+            known = newest is not None and generation.position <= newest.position
+            if intent and intent.target == generation.position:
+                standing = intent.portion
+            elif not known:
+                chosen = portions.choose(wanted, standing, generation.portion)
+                if chosen is None:
+                    continue
+                standing = chosen
+            found.append(generation)
+        self.lacks = ""
+        if upstream and standing != wanted:
+            last, asked = upstream[-1], portions.text(wanted)
+            if portions.contains(last.portion, wanted):
+                self.lacks = f"holds {asked} from the next generation on"
+            else:
+                there = f"{self.upstream.name} holds {portions.text(last.portion)} of {last.position}"
+                self.lacks = f"holds {asked} when its parent does: {there}"
+        return tuple(found)
+
     def _arriving(self, intent: Intent | None) -> Pending | None:
         """What the parent is receiving itself, if that may be taken from it meanwhile, or was."""
         found = relay.arriving(self._above) if self._above else None
         begun = intent is not None and found is not None and intent.target == found.target
         # Bytes of own pushes need not come down again; which generation they are is known when it is sealed.
         wanted = self._relays and not self.document.pushes and not self.document.distrust
-        return found if begun or wanted else None
+        return found if (begun or wanted) and self._same_portion(intent) else None
+
+    def _same_portion(self, intent: Intent | None) -> bool:
+        """Whether neither this node nor its parent changes its portion with what is arriving."""
+        above, newest = self._above, self.document.newest
+        coming = above.intent if above else None
+        if above is None or coming is None or (above.newest and above.newest.portion != coming.portion):
+            return False
+        mine = intent.portion if intent else self.document.portion
+        return portions.contains(coming.portion, mine) and (newest is None or newest.portion == mine)
 
     def _observe_upstream(self) -> tuple[NodeDocument, tuple[Generation, ...], Forgotten | None]:
         document = self.upstream.read()
@@ -257,8 +294,41 @@ class MirrorEdge:
             moved=now,
             worker=worker_name(),
             client=self._cluster.address(),
+            portion=self._choose(since, target),
         )
         self._update(lambda d: replace(d, intent=intent))
+
+    def _choose(self, since: Position | None, target: Position) -> portions.Portion:
+        """What the node will hold of ``target``."""
+        mine, above = self.document.generation(target), self._upstream_document()
+        if since == target:
+            return mine.portion if mine else portions.WHOLE
+        base = self.document.generation(since) if since else None
+        offered = above.generation(target) or above.intent
+        chosen = portions.choose(
+            self.document.portion,
+            base.portion if base else None,
+            offered.portion if offered else portions.WHOLE,
+        )
+        if chosen is None:
+            raise errors.Busy(
+                f"{self.name} waits: {self.upstream.name} holds nothing of {portions.text(self.document.portion)} at "
+                f"{target}",
+                "The next generation there has it.",
+            )
+        return chosen
+
+    def _shift(self, intent: Intent, size: int) -> tuple[Extents, Extents]:
+        """Ranges that the head must get whole, and ranges that it may hold and must not, as its portion changes."""
+        if intent.since is None:
+            return NOTHING, NOTHING
+        base = self.document.generation(intent.since)
+        new = portions.inside(intent.portion, size)
+        if base is None:
+            # Forgotten since: its portion is not known any more.
+            return new, new.complement(0, size)
+        old = portions.inside(base.portion, size)
+        return new.subtract(old), old.subtract(new)
 
     def _intent(self) -> Intent:
         intent = self.document.intent
@@ -278,31 +348,43 @@ class MirrorEdge:
         if not relay.counts(intent, self._upstream_document()):
             intent = self._record_relayed(0, 0.0, intent.size_bytes)
         size = source.size()
+        portion, (added, removed) = intent.portion, self._shift(intent, size)
         if self._begun_by_another and not compare:
-            self._check_resumed(head, source, first, last)
+            self._check_resumed(head, source, first, last, added.union(removed))
         if head.size() != size:
             head.resize(size)
-        mine = None if compare else self._own_push(since, target, head)
+        mine = None if compare or added or removed else self._own_push(since, target, head)
         if mine:
             return mine
         # What exists in the head exists in its last generation, or was written by this very delta.
         existing = delta.coarse(head, None, None)
+        outside = portions.beyond(portion, existing)
+        zeroing.zero(head, outside if compare else outside.intersect(removed), self._check)
 
         into = Target(self.name, head, Extents.of([(0, size)]) if compare else existing)
         alone = compare or (self._pace is not None and self._pace.limited)
 
         def planned(start: int) -> Iterable[list[Pair]]:
             if compare:
-                yield list(delta.coarse(source, None, last).union(existing).clip(start, size))
+                there = delta.coarse(source, None, last).union(existing)
+                yield list(portions.clip(portion, there).clip(start, size))
                 return
-            for pairs in delta.changes(source, first, last, start):
+            if added:
+                changed = Extents.of(p for pairs in delta.changes(source, first, last, start, portion) for p in pairs)
+                yield list(delta.coarse(source, None, last).intersect(added).clip(start, size).union(changed))
+                return
+            for pairs in delta.changes(source, first, last, start, portion):
                 if first and existing:
                     into.ends.update(delta.data_ends(head, pairs))
                 yield pairs
 
         return CopyRequest(
             # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others.
-            key=(self.upstream.node_id, f"{since} {target} {self.child.node_id if alone else ''}"),
+            # A portion is read with those who have the same.
+            key=(
+                self.upstream.node_id,
+                f"{since} {target} {self.child.node_id if alone else ''}{portion}{added.pairs}",
+            ),
             source=source,
             planned=planned,
             target=into,
@@ -320,6 +402,7 @@ class MirrorEdge:
             head,
             self._snapshot(since) if since else None,
             self._check,
+            intent.portion,
         )
         self.waits = run.run(intent, self._record_relayed, self._reporter, self.name, self._pace)
         self.relayed_bytes += run.written_bytes
@@ -362,17 +445,17 @@ class MirrorEdge:
         return CopyRequest(
             key=(self.child.node_id, f"push {push.push_id}"),
             source=newer,
-            planned=lambda _: [list(pushed.changed(pool, push, newer))],
+            planned=lambda _: [list(portions.clip(self._intent().portion, pushed.changed(pool, push, newer)))],
             target=Target(self.name, head, Extents.of([(0, head.size())])),
             local=True,
         )
 
-    def _check_resumed(self, head: Image, source: Image, since: str | None, until: str) -> None:
-        """A half-written head may differ from its base (None: from zeroes) only where the delta does."""
+    def _check_resumed(self, head: Image, source: Image, since: str | None, until: str, shifted: Extents) -> None:
+        """A half-written head may differ from its base (None: from zeroes) only where the delta or the portion does."""
         if since and all(s.name != since for s in head.snapshots()):
             return
         unit = max(head.layout.object_bytes, source.layout.object_bytes)
-        rough = delta.coarse(source, since, until)
+        rough = delta.coarse(source, since, until).union(shifted)
         around = Extents.of((at - at % unit, n + at % unit + unit) for at, n in rough)
         sizes = [s.size_bytes for s in source.snapshots() if s.name in (since, until)]
         foreign = delta.coarse(head, since, None).clip(0, min([*sizes, head.size()])).subtract(around)
@@ -429,7 +512,7 @@ class MirrorEdge:
         source = self._open_source(self._upstream_document(), position)
         if not self.document.distrust:
             since = self._snapshot(intent.since) if intent.since else None
-            wrong = sample.first_difference(source, head, since, self._snapshot(position))
+            wrong = sample.first_difference(source, head, since, self._snapshot(position), intent.portion)
             if wrong is not None:
                 self._distrust(f"unchanged bytes at {wrong} differ from {self.upstream.name} at {position}")
         head.flush()
@@ -476,6 +559,7 @@ class MirrorEdge:
             above.push if above else "",
             above.exact if above else False,
             arrived=self._now(),
+            portion=self._intent().portion,
         )
         leases, begun = self._upstream_document().leases, self._intent().started
         self._update(

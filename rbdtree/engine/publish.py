@@ -18,7 +18,7 @@ from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, snapshot_name
 from rbdtree.ports import Image, Reporter, Source
 
-_SHOWN = 16
+SHOWN = 16
 
 
 def land(node: Node, reporter: Reporter, *, shared: bool = False) -> list[Push]:
@@ -82,7 +82,7 @@ def _overtaken(document: NodeDocument, push: Push, wanted: Extents) -> tuple[Evi
     """A push stands on those its owner made before: without them its bytes were never together anywhere."""
     landed = document.has_landed(push.owner, push.number)
     if landed or (push.after and not document.has_landed(push.owner, push.after)):
-        return (Evidence("earlier", push.owner_name, None, wanted.total, wanted.pairs[:_SHOWN]),)
+        return (Evidence("earlier", push.owner_name, None, wanted.total, wanted.pairs[:SHOWN]),)
     return ()
 
 
@@ -94,7 +94,7 @@ def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -
             continue
         overlap = wanted.intersect(Extents.of(lease.extents))
         if overlap:
-            found.append(Evidence("leased", lease.holder_name, None, overlap.total, overlap.pairs[:_SHOWN]))
+            found.append(Evidence("leased", lease.holder_name, None, overlap.total, overlap.pairs[:SHOWN]))
     return tuple(found)
 
 
@@ -104,7 +104,7 @@ def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evide
     sectors = extents.whole_sectors(wanted, root.image.size())
     there = ends.present(document, root.image)
     if all(g.position != push.base for g in there):
-        return (Evidence("base gone", "", push.base, wanted.total, wanted.pairs[:_SHOWN]),)
+        return (Evidence("base gone", "", push.base, wanted.total, wanted.pairs[:SHOWN]),)
     found: list[Evidence] = []
     # What one of the owner's own pushes put there was judged then: whoever changed it before is no news.
     settled = NOTHING
@@ -131,10 +131,10 @@ def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evide
             clash = extents.collect(extents.compared(source, newest, iter([list(changed)])))
             if clash:
                 author = generation.author or document.name
-                found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:_SHOWN]))
+                found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:SHOWN]))
     beyond = wanted.subtract(wanted.clip(0, size))
     if beyond:
-        found.append(Evidence("volume shrank", "", document.newest_position, beyond.total, beyond.pairs[:_SHOWN]))
+        found.append(Evidence("volume shrank", "", document.newest_position, beyond.total, beyond.pairs[:SHOWN]))
     return tuple(reversed(found))
 
 

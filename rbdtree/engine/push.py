@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import delta, extents, landing, marks, parcel, publish, pushed, tidy
+from rbdtree.engine import delta, extents, landing, marks, parcel, portion, publish, pushed, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
@@ -71,9 +71,14 @@ def conflict(document: NodeDocument, push: Push) -> errors.Conflict:
     met = "; ".join(_describe(e) for e in push.evidence)
     return errors.Conflict(
         f"push {push.number} of {document.full_name} was refused: {met}",
-        f"The branch is kept. 'rbdtree resolve {document.full_name}' with --take ours, --take theirs or --park IMAGE "
-        "ends it.",
+        f"The branch is kept. 'rbdtree resolve {document.full_name}' with {_ways(push)} ends it.",
     )
+
+
+def _ways(push: Push) -> str:
+    """What may be done about a refused push, in words."""
+    ours = not any(e.reason == "portion" for e in push.evidence)
+    return f"{'--take ours, ' if ours else ''}--take theirs or --park IMAGE"
 
 
 def _describe(evidence: Evidence) -> str:
@@ -89,6 +94,8 @@ def _describe(evidence: Evidence) -> str:
             return "a push that it was written on top of was refused"
         case "lost":
             return "its staged copy upstream is gone"
+        case "portion":
+            return f"{where} are outside the portion that {evidence.author} holds"
         case "volume shrank":
             return f"{where} are beyond the end of the volume since generation {evidence.position}"
         case _:
@@ -153,13 +160,14 @@ def forward(sites: Sites, node: Node, reporter: Reporter, leases: tuple[Lease, .
         parent = Node.at(sites, document.parent)
         for push in document.pushes:
             if push.state is PushState.STAGED:
-                sent += _forward_one(sites, node, parent, push, claim, reporter, leases)
+                sent += _forward_one(sites, node, document, parent, push, claim, reporter, leases)
     return sent
 
 
 def _forward_one(
     sites: Sites,
     node: Node,
+    document: NodeDocument,
     parent: Node,
     push: Push,
     claim: Claim,
@@ -171,7 +179,8 @@ def _forward_one(
     if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
         with closing(pushed.opened(node.pool, push)) as source:
             wanted = pushed.changed(node.pool, push, source)
-            evidence = publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
+            evidence = _strange(document, push, wanted)
+            evidence = evidence or publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
             if evidence:
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
                 node.update(lambda d: d.with_push(refused), claim.cookie)
@@ -195,6 +204,15 @@ def _send(parent: Node, push: Push, packed: Parcel) -> Push:
     """Packed, into the parent's pool. The same push is always the same parcel: one that is there is made whole."""
     name = parcel.store(parent.pool, parcel.stem(push.owner, push.number, parent.node_id), parent.node_id, packed)
     return replace(push, state=PushState.STAGED, image_id="", staging=name, since="", extents=(), evidence=())
+
+
+def _strange(document: NodeDocument, push: Push, wanted: Extents) -> tuple[Evidence, ...]:
+    """What of an own push lies outside the node's portion. Those of children were looked at there."""
+    if push.owner != document.ref.node_id:
+        return ()
+    found = portion.outside(document, push.base, wanted)
+    shown = found.pairs[: publish.SHOWN]
+    return (Evidence("portion", document.name, None, found.total, shown),) if found else ()
 
 
 def _copy(

@@ -18,6 +18,7 @@ from rbdtree.engine.copy import Copied, Copy, Pace, Target
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Intent, Kind, NodeDocument
 from rbdtree.model.extent import Extents
+from rbdtree.model.portion import WHOLE, Portion, clip
 from rbdtree.plan.edge import Pending
 from rbdtree.ports import Image, Reporter
 
@@ -57,6 +58,7 @@ class Relay:
         head: Image,
         since: str | None,
         check: Callable[[], None],
+        portion: Portion = WHOLE,
     ) -> None:
         self._upstream = upstream
         self._opened = opened
@@ -64,6 +66,7 @@ class Relay:
         self._head = head
         self._since = since
         self._check = check
+        self._portion = portion
         self.written_bytes = 0
 
     def run(
@@ -127,6 +130,7 @@ class Relay:
             self._head.resize(coming.size_bytes)
         low, high = intent.done_bytes, min(coming.done_bytes, coming.size_bytes)
         wanted = self._extents(source, low, high) if low < high else []
+        wanted = list(clip(self._portion, Extents.of(wanted))) if self._portion else wanted
         if not self._still(intent, coming):
             return False
         target = Target(name, self._head, delta.coarse(self._head, None, None))

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
+from rbdtree.engine import delta
 from rbdtree.engine.claim import describe
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.edge import plan_of
 from rbdtree.engine.forest import Member, Tree
 from rbdtree.engine.mirror import MirrorEdge
+from rbdtree.engine.portion import pending as portion_pending
 from rbdtree.engine.push import conflict as refusal
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState, State, Summary
-from rbdtree.model.position import Position
+from rbdtree.model.portion import WHOLE, Portion
+from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan.behind import behind
 from rbdtree.plan.conflict import Conflict, InUse
 from rbdtree.plan.edge import MirrorState
@@ -46,6 +49,9 @@ class NodeReport:
     branch_base: Position | None = None
     uplink: str = ""
     pushes: tuple[Push, ...] = ()
+    portion: Portion = WHOLE
+    portion_pending: bool = False
+    """Whether its newest generation holds other ranges than these, which it is to hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,8 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
     if document.phase:
         problem = problem or f"{document.phase}: run the command again to finish"
     generations, seconds, size = _lag(tree, document.newest_position)
+    if check and size and document.newest and document.newest.portion:
+        size = _lag_inside(tree, document.newest, size)
     return NodeReport(
         name=document.name,
         node_id=document.ref.node_id,
@@ -158,7 +166,33 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         branch_base=document.branch.base if document.branch else None,
         uplink=document.branch.uplink if document.branch else "",
         pushes=branches.own_pushes(document),
+        portion=_portion(document),
+        portion_pending=portion_pending(document),
     )
+
+
+def _portion(document: NodeDocument) -> Portion:
+    """What a node is to hold; of a clone: what it shows by now."""
+    clone = document.kind is Kind.CLONE and not document.portion and document.newest
+    return document.newest.portion if clone and document.newest else document.portion
+
+
+def _lag_inside(tree: Tree, held: Generation, most: int) -> int:
+    """Bytes of the volume that changed since inside the portion: asked of the root, if it has that generation still."""
+    root = tree.root
+    document, node = (root.document, root.node) if root else (None, None)
+    if document is None or node is None or not document.newest or document.generation(held.position) is None:
+        return most
+    since, until = (snapshot_name(document.tree_id, p) for p in (held.position, document.newest.position))
+    try:
+        image = node.pool.open(document.image_id, until)
+        try:
+            changed = delta.changes(image, since, until, portion=held.portion)
+            return min(most, sum(length for pairs in changed for _, length in pairs))
+        finally:
+            image.close()
+    except errors.Error:
+        return most
 
 
 def _conflict(sites: Sites, member: Member, document: NodeDocument) -> tuple[Conflict | None, tuple[Position, ...]]:
@@ -198,6 +232,7 @@ def _hearsay(tree: Tree, member: Member, parent: Member | None) -> NodeReport:
         lag_generations=generations,
         lag_seconds=seconds,
         lag_bytes=size,
+        portion=told.portion if told else WHOLE,
         problem="; ".join(
             said
             for said in (

@@ -27,6 +27,11 @@ def take_ours(node: Node) -> str:
         first = refused(document)[0]
         # Those written on top of it are refused with it, wherever they are.
         ours = [p for p in branches.own_pushes(document) if p.number >= first.number]
+        if any(e.reason == "portion" for p in ours for e in p.evidence):
+            raise errors.UsageError(
+                f"{document.full_name} cannot take its own bytes: some are outside the portion that it holds",
+                f"Run 'rbdtree resolve {document.full_name}' with --take theirs, or with --park IMAGE to keep them.",
+            )
         number, after = document.push_number, first.after
         renewed = []
         for push in ours:

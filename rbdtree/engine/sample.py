@@ -6,20 +6,21 @@ from functools import partial
 
 from rbdtree.engine import delta
 from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.portion import WHOLE, Portion, clip
 from rbdtree.ports import Image
 
 PIECES = 8
 PIECE = 64 << 10
 
 
-def first_difference(source: Image, head: Image, since: str | None, until: str) -> int | None:
-    """Offset of a piece outside the delta in which the two images differ, None when all looked at are equal."""
+def first_difference(source: Image, head: Image, since: str | None, until: str, portion: Portion = WHOLE) -> int | None:
+    """Offset of a piece of the portion, outside the delta, in which the images differ, None when all are equal."""
     if since is None or not source.fast_diff():
         return None
     size = min(source.size(), head.size())
     present = delta.coarse(source, None, until)
     unchanged = present.subtract(delta.coarse(source, since, until)).clip(0, size)
-    picked = _pick(unchanged)
+    picked = _pick(clip(portion, unchanged))
     theirs, mine = _read_all(source, head, picked)
     return next((pair[0] for pair in picked if theirs[pair] != mine[pair]), None)
 

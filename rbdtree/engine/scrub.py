@@ -11,7 +11,7 @@ from rbdtree import errors
 from rbdtree.engine import ends, verify
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind, NodeDocument, Scrub
-from rbdtree.model.extent import Pair
+from rbdtree.model.extent import Extents
 from rbdtree.model.position import snapshot_name
 from rbdtree.ports import Reporter, Sites
 
@@ -86,13 +86,14 @@ def _compare(
     source = upstream.pool.open(above.image_id, name)
     try:
         size = source.size()
+        held = verify.held_by_both(document, above, verdict.position, size)
+        piece = (held or Extents.of([(0, size)])).clip(cursor, cursor + length)
         if document.kind is Kind.CLONE:
-            verify.compare_node(node, document, source, name, above, verdict, reporter, (cursor, length))
+            verify.compare_node(node, document, source, name, above, verdict, reporter, piece)
             return size, verdict.structural
         image = node.pool.open(document.image_id, name)
         try:
-            within: Pair = (cursor, max(0, min(length, size - cursor)))
-            verify.compare(source, image, name, name, verdict, reporter, within)
+            verify.compare(source, image, name, name, verdict, reporter, piece)
         finally:
             image.close()
         return size, False

@@ -16,6 +16,7 @@ from rbdtree.engine.node import Node
 from rbdtree.engine.zeroes import differing
 from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.portion import clip
 from rbdtree.model.position import Position, snapshot_name
 from rbdtree.ports import Image, Reporter, Sites
 
@@ -86,13 +87,25 @@ def verify(
         name = snapshot_name(document.tree_id, verdict.position)
         source = _open(other, theirs, name)
         try:
-            compare_node(node, document, source, name, theirs, verdict, reporter)
+            within = held_by_both(document, theirs, verdict.position, source.size())
+            compare_node(node, document, source, name, theirs, verdict, reporter, within)
         finally:
             source.close()
     except errors.Error as error:
         verdict.error = error
     reporter.finished(verdict.node, "" if verdict.equal else "differs")
     return verdict
+
+
+def held_by_both(mine: NodeDocument, theirs: NodeDocument, position: Position, size: int) -> Extents | None:
+    """What both have of this generation; None: all of it."""
+    portions = [found.portion for d in (mine, theirs) if (found := d.generation(position)) and found.portion]
+    if not portions:
+        return None
+    held = Extents.of([(0, size)])
+    for portion in portions:
+        held = clip(portion, held)
+    return held
 
 
 def _open(node: Node, document: NodeDocument, snapshot: str | None) -> Image:
@@ -116,7 +129,7 @@ def compare_node(
     theirs: NodeDocument,
     verdict: Verdict,
     reporter: Reporter,
-    within: Pair | None = None,
+    within: Extents | None = None,
 ) -> None:
     """A node with the open ``snapshot`` of another; a clean clone of it needs no comparing (``structural``)."""
     clone = document.kind is Kind.CLONE
@@ -125,7 +138,9 @@ def compare_node(
         if clone:
             ancestor = image.ancestor()
             right = ancestor is not None and ancestor.snapshot == snapshot and ancestor.overlap_bytes == source.size()
-            same = ancestor is not None and ancestor.image_id == theirs.image_id
+            # Image ids are unique in one cluster only.
+            here = theirs.ref.fsid == document.replica.fsid
+            same = here and ancestor is not None and ancestor.image_id == theirs.image_id
             if right and same and not image.own_data() and image.size() == source.size():
                 verdict.structural = True
                 return
@@ -141,9 +156,9 @@ def compare(
     theirs: str,
     verdict: Verdict,
     reporter: Reporter,
-    within: Pair | None = None,
+    within: Extents | None = None,
 ) -> None:
-    """All bytes of the two, or those ``within`` a range; what differs goes into the verdict. ``mine``/``theirs``: the
+    """All bytes of the two, or those ``within`` ranges; what differs goes into the verdict. ``mine``/``theirs``: the
     snapshots they are open at."""
     if source.size() != image.size():
         raise errors.Integrity(
@@ -151,8 +166,8 @@ def compare(
         )
     size = source.size()
     written = delta.coarse(source, None, theirs).union(delta.coarse(image, None, mine)).clip(0, size)
-    if within:
-        written = written.clip(within[0], within[0] + within[1])
+    if within is not None:
+        written = written.intersect(within)
     alike = source.layout == image.layout and source.layout.plain
     done = 0
     with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(2) as askers:
@@ -163,8 +178,9 @@ def compare(
                 suspects = _suspects(batch, pair[0].result(), pair[1].result(), source, image)
                 verdict.checksummed_bytes += (len(batch) - len(suspects)) * image.layout.object_bytes
             ranges = [(n * image.layout.object_bytes, min(size, (n + 1) * image.layout.object_bytes)) for n in suspects]
-            for (low, high), found in zip(ranges, readers.map(_reader(source, image), ranges), strict=True):
+            for (low, high), pairs in zip(ranges, readers.map(_reader(source, image), ranges), strict=True):
                 verdict.read_bytes += high - low
+                found = pairs if within is None else Extents.of(pairs).intersect(within).pairs
                 if found:
                     verdict.differences.append(Difference(low // image.layout.object_bytes, tuple(found)))
             done += len(batch) * image.layout.object_bytes

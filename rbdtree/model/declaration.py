@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rbdtree.model.document import Kind
 from rbdtree.model.policy import Settings
+from rbdtree.model.portion import Portion
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Look:
 @dataclass(frozen=True, slots=True)
 class DeclaredNode:
     """``image`` is SITE:POOL/[NAMESPACE/]IMAGE; ``parent`` is empty for the root. ``look`` and ``history`` count when
-    the node is made, never afterwards."""
+    the node is made, never afterwards. ``portion`` None: nothing is said of it."""
 
     name: str
     kind: Kind
@@ -29,6 +30,7 @@ class DeclaredNode:
     policy: Settings = ()
     history: bool = False
     look: Look = Look()
+    portion: Portion | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class Summary:
     """What a child told its parent about itself and its own children, for those who cannot reach it.
 
     ``trouble``: why it is not brought on, in words; ``told``: when this was written, in seconds since 1970.
+    ``portion``: the ranges that it is to hold.
     """
 
     state: State
@@ -82,6 +83,7 @@ class Summary:
     children: tuple["Child", ...] = ()
     trouble: str = ""
     told: float = 0.0
+    portion: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,7 @@ class Intent:
     dead; empty when it left in good order. ``image_id``: the clone made ahead of the swap. ``push``: id of the push
     that is being applied at the root. ``moved``: when it last got on. ``relayed``: ``started`` of the parent's own copy
     from which the bytes before ``done_bytes`` were taken while it was under way; 0: from a sealed generation.
+    ``portion``: what the node will hold of the target.
     """
 
     target: Position
@@ -278,6 +281,7 @@ class Intent:
     push: str = ""
     moved: float = 0.0
     relayed: float = 0.0
+    portion: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +292,8 @@ class NodeDocument:
     command that died there goes on when it is run again. ``policy``: this node's own settings;
     ``tree_policy``: those of the whole tree, at the root as they are, elsewhere as of the last sync. ``begun``: when
     the copy of the newest generation began that led to its seal. ``resyncs``: edges fed from here that need a resync.
+    ``portion``: the ranges of the volume that the node is to hold (empty: all; of a clone: what its replica
+    holds); what it does hold, its generations tell.
     """
 
     tree_id: str
@@ -319,6 +325,7 @@ class NodeDocument:
     scrub: Scrub | None = None
     begun: float = 0.0
     resyncs: tuple[Resync, ...] = ()
+    portion: tuple[Pair, ...] = ()
 
     @property
     def name(self) -> str:
@@ -419,6 +426,7 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         "scrub": None,
         "begun": 0.0,
         "resyncs": [],
+        "portion": [],
         "branch": None,
         "push_number": 0,
         "pushes": [],
@@ -429,9 +437,9 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         **added,
         **raw,
-        "generations": [{"author": "", "push": "", "exact": False, **g} for g in raw["generations"]],
+        "generations": [{"author": "", "push": "", "exact": False, "portion": [], **g} for g in raw["generations"]],
         "holds": [{"branch": False, **h} for h in raw["holds"]],
-        "intent": {"push": "", "moved": 0.0, "relayed": 0.0, **raw["intent"]} if raw["intent"] else None,
+        "intent": {"push": "", "moved": 0.0, "relayed": 0.0, "portion": [], **raw["intent"]} if raw["intent"] else None,
     }
 
 
@@ -471,11 +479,12 @@ def _summary(raw: dict[str, Any]) -> Summary:
         children,
         raw.get("trouble", ""),
         raw.get("told", 0.0),
+        _pairs(raw.get("portion", [])),
     )
 
 
 def _generation(raw: dict[str, Any]) -> Generation:
-    return Generation(**{**raw, "position": Position.parse(raw["position"])})
+    return Generation(**{**raw, "position": Position.parse(raw["position"]), "portion": _pairs(raw["portion"])})
 
 
 def _hold(raw: dict[str, Any]) -> Hold:
@@ -488,7 +497,12 @@ def _resync(raw: dict[str, Any]) -> Resync:
 
 def _intent(raw: dict[str, Any]) -> Intent:
     return Intent(
-        **{**raw, "target": Position.parse(raw["target"]), "since": _position(raw["since"])},
+        **{
+            **raw,
+            "target": Position.parse(raw["target"]),
+            "since": _position(raw["since"]),
+            "portion": _pairs(raw["portion"]),
+        },
     )
 
 
@@ -553,4 +567,5 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         scrub=Scrub(**raw["scrub"]) if raw["scrub"] else None,
         begun=raw["begun"],
         resyncs=tuple(_resync(r) for r in raw["resyncs"]),
+        portion=_pairs(raw["portion"]),
     )

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from rbdtree import errors
+from rbdtree.model.extent import Pair
 
 _PUSH = re.compile(r"rbdtree\.([0-9a-f]{8})\.push\.(\d+)")
 _SNAPSHOT = re.compile(r"rbdtree\.([0-9a-f]{8})\.(\d+)\.(\d+)")
@@ -43,6 +44,7 @@ class Generation:
     ``author`` is the node whose push it is (empty: the root's own writes), ``push`` the push's id; ``exact`` says that
     nothing but this push lies between it and the generation before. ``arrived`` is when this node had it (0: when it
     was cut), ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
+    ``portion``: the ranges of the volume that this node holds of it (empty: all), which may differ from node to node.
     """
 
     position: Position
@@ -55,6 +57,7 @@ class Generation:
     exact: bool = False
     arrived: float = 0.0
     followed: float = 0.0
+    portion: tuple[Pair, ...] = ()
 
 
 def snapshot_name(tree_id: str, position: Position) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rbdtree.model.declaration import Declaration, DeclaredNode
 from rbdtree.model.document import Kind
 from rbdtree.model.policy import Settings
+from rbdtree.model.portion import WHOLE, Portion, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Standing:
     policy: Settings | None
     joining: bool = False
     leaving: str = ""
+    portion: Portion = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,9 @@ def _differences(node: DeclaredNode, found: Standing) -> list[Change]:
         for what, declared, there in pairs
         if declared != there
     ]
+    if node.portion is not None and node.portion != found.portion and not found.joining:
+        # Moves bytes, or gives some up: by 'portion set' only.
+        differing.append(Differs(node.name, "the portion", text(node.portion), text(found.portion)))
     if found.leaving:
         differing.append(Differs(node.name, "the node", "there", f"{found.leaving}, which was not finished"))
     return differing

@@ -30,4 +30,5 @@ def summary_of(document: NodeDocument, newest: Position | None) -> Summary:
         size_bytes=found.size_bytes if found else 0,
         children=document.children,
         trouble=document.trouble.message if document.trouble else "",
+        portion=document.portion,
     )

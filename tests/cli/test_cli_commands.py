@@ -109,7 +109,8 @@ def test_caps() -> None:
 @pytest.mark.ceph
 def test_status(shared: Any) -> None:
     found = shared.get("status")
-    check_json("status", found, ("problems[]", "trees[].nodes[].branch.", "trees[].nodes[].pushes[]"))
+    nothing = ("branch.", "pushes[]", "portion[]")
+    check_json("status", found, ("problems[]", *(f"trees[].nodes[].{key}" for key in nothing)))
     trees = {tree["tree"]: tree for tree in found["trees"]}
     assert list(trees) == ["new", "vol"]
     vol = trees["vol"]
@@ -280,6 +281,13 @@ def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
         ("init", "t", ("--node", "r", "--image", shared.spec("b", "data")), "t/r would be the root of t"),
         ("add", "vol/x", ("--parent", "m", "--kind", "mirror", "--image", image), "vol/x would be a mirror below m"),
         ("add", "vol/x", ("--parent", "m", "--kind", "clone", "--image", image), "vol/x would be a clone below m"),
+        (
+            "add",
+            "vol/x",
+            ("--parent", "m", "--kind", "mirror", "--image", image, "--portion", "0..4M"),
+            "vol/x would be a mirror below m, on b:",
+        ),
+        ("portion set", "vol/g", ("0..4M",), "vol/g would hold 0..4M from the next generation on, and holds whole"),
         ("cut", "vol", (), "vol: would cut generation 1.4"),
         ("sync", "vol", (), "vol/m: hold 1.3 upstream; intend 1.2 -> 1.3"),
         ("sync", "vol", ("--cut",), "vol/g: then follow to 1.4"),
@@ -299,7 +307,8 @@ def test_dry_runs_change_nothing(shared: Any, before: Any) -> None:
         plain = shared.run(*command.split(), name, *words, "--dry-run")
         assert said in plain.out, plain
         found = shared.get(*command.split(), name, *words, "--dry-run")
-        check_json(command, found, (*NO_ERROR, *EMPTY))
+        given = bool(found.get("portion"))
+        check_json(command, found, (*NO_ERROR, *EMPTY, "portion" if given else "portion[]"))
         assert found["dry_run"] is True
     assert shared.dump() == before
 
@@ -312,7 +321,7 @@ def test_changes_in_json(room: Any) -> None:
     for name, kind, site in (("m", "mirror", "b"), ("k", "clone", "a"), ("g", "mirror", "c")):
         words = ("--parent", "vol/root", "--kind", kind, "--image", room.spec(site, name))
         added = room.get("add", f"vol/{name}", *words)
-        check_json("add", added)
+        check_json("add", added, ("portion[]",))
         assert (added["parent"], added["dry_run"]) == ("root", False)
     room.write("a", "vol", b"one" * 1000)
     cut = room.get("cut", "vol")
@@ -395,6 +404,51 @@ def test_keeping_in_json(room: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.ceph
+def test_portions_in_words_and_in_json(room: Any) -> None:
+    room.tree()
+    room.add("vol/w", "root", "mirror", "c")
+    made = room.get(
+        *("add", "vol/m", "--parent", "root", "--kind", "mirror", "--image", room.spec("b", "m")),
+        *("--portion", "0..4M"),
+    )
+    check_json("add", made, ("portion",))
+    assert made["portion"] == [{"offset_bytes": 0, "length_bytes": 4 * MIB}]
+    room.write("a", "vol", b"one" * 1000)
+    room.write("a", "vol", b"two" * 1000, 4 * MIB)
+    room.run("sync", "--cut", "vol")
+    check_json("portion ls", room.get("portion", "ls", "vol"))
+    room.write("a", "vol", b"not here" * 1000, 5 * MIB)
+    room.run("cut", "vol")
+    found = room.get("status", "vol")
+    check_json("status", found, ("problems[]", "trees[].nodes[].branch.", "trees[].nodes[].pushes[]"))
+    nodes = {node["name"]: node for node in found["trees"][0]["nodes"]}
+    assert (nodes["m"]["lag_bytes"], nodes["m"]["lag_generations"]) == (0, 1)
+    assert nodes["w"]["lag_bytes"] >= 8000
+    assert nodes["m"]["portion"] == made["portion"]
+    assert nodes["w"]["portion"] is None
+    wider = room.get("portion", "set", "vol/m", "0..8M")
+    check_json("portion set", wider, ("portion",))
+    assert wider["portion_pending"] is True
+    plain = room.run("portion", "set", "vol/m", "whole").out
+    assert plain == (
+        "vol/m is to hold whole from the next generation on, and holds 0..4M until then; 'rbdtree sync --cut vol' "
+        "brings one\n"
+    )
+    drawn = room.run("status", "vol").out
+    assert re.search(r"^. m +mirror .* whole from the next generation on", drawn.replace("├─", "-"), flags=re.M), drawn
+    lines = room.run("portion", "ls", "vol").out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["NODE", "PORTION", "HOLDS", "GENERATION"],
+        ["m", "whole", "0..4M", "1.1"],
+        ["root", "whole", "whole", "1.2"],
+        ["w", "whole", "whole", "1.1"],
+    ]
+    assert len(room.get("portion", "ls", "vol/m")["nodes"]) == 1
+    room.run("sync", "vol")
+    assert room.read("b", "m") == room.read("a", "vol")
+
+
+@pytest.mark.ceph
 def test_writing_in_json(room: Any) -> None:
     room.tree()
     room.write("a", "vol", b"one" * 1000)
@@ -420,7 +474,7 @@ def test_writing_in_json(room: Any) -> None:
     assert failed["refused"][0]["evidence"][0]["node"] == "m"
     assert failed["error"]["exit_code"] == errno.EREMCHG
     check_json("diff TREE/NODE", room.get("diff", "vol/n", "--totals"), ("extents[]",))
-    check_json("status", room.get("status"), ("problems[]",))
+    check_json("status", room.get("status"), ("problems[]", "trees[].nodes[].portion[]"))
     for words in (("discard", "vol/n", "--dry-run"), ("resolve", "vol/n", "--take", "theirs", "--yes")):
         check_json(words[0], room.get(*words))
     check_json("lease acquire", room.get("lease", "acquire", "vol/n", "--portion", "0..1M,2M..3M"))
