@@ -639,7 +639,8 @@ class Trees(RuleBasedStateMachine):
 
     @invariant()
     def a_clone_shows_one_generation(self) -> None:
-        held = {*self.portions.values(), WHOLE}
+        sealed = (g.portion for _, d in self.documents().values() for g in d.generations)
+        held = {*self.portions.values(), *sealed, WHOLE}
         whole = [masked(content, one) for _, content in self.recorded.values() for one in held]
         for site, document in self.documents().values():
             volume = self.storages[site].places[PLACE].images.get(document.ref.image)
