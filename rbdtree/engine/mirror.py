@@ -283,8 +283,10 @@ class MirrorEdge:
             raise errors.Changed(f"generation {target} left {self.upstream.name}")
         if since != target and self.document.generation(target) is None:
             # Of a retention that died: taken for the seal of this delta, it would end it half applied.
-            with suppress(errors.NotFound):
-                self._open_head().remove_snapshot(self._snapshot(target))
+            head, name = self._open_head(), self._snapshot(target)
+            if any(snapshot.name == name for snapshot in head.snapshots()):
+                with suppress(errors.NotFound):
+                    head.remove_snapshot(name)
         now = self._now()
         intent = Intent(
             target=target,
