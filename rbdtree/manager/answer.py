@@ -31,6 +31,8 @@ _ANSWERS: dict[type[errors.Error], Answer] = {
     # The edge distrusts its source now: the next run compares.
     errors.Integrity: Answer.RETRY,
     errors.CephError: Answer.GIVE_UP,
+    # No manager maps anything.
+    errors.HostFailed: Answer.GIVE_UP,
     errors.Bug: Answer.GIVE_UP,
     errors.UsageError: Answer.PERSON,
     errors.NotFound: Answer.PERSON,
