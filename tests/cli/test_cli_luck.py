@@ -404,7 +404,7 @@ def test_ctrl_c_stops_in_good_order(room: Any) -> None:
     room.tree(size="64M")
     room.add("vol/m", "root", "mirror", "b")
     room.write("a", "vol", bytes(range(1, 256)) * (60 * MIB // 255))
-    room.rbd("b", "config", "image", "set", "vol-m", "rbd_qos_bps_limit", 8 * MIB)
+    room.rbd("b", "config", "image", "set", "vol-m", "rbd_qos_bps_limit", 4 * MIB)
     process = start(("--config", room.config, "sync", "--cut", "vol"))
     deadline = time.monotonic() + 30
     while room.nodes()["m"]["state"] != "seeding" and time.monotonic() < deadline:

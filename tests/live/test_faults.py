@@ -20,8 +20,8 @@ from .world import MIB, TREE, World, noise, until
 pytestmark = [pytest.mark.ceph, pytest.mark.faults]
 
 DIVERGED = errno.EUCLEAN
-SLOW = 0.1
-"""Seconds between writes in a driven sync: one of 24 MiB in objects of 1 MiB takes over two."""
+SLOW = 0.4
+"""Seconds between writes in a driven sync: one of 24 MiB takes over two."""
 
 
 def _pair(world: World, *more: object, data: int = 24) -> None:
