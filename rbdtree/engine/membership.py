@@ -11,7 +11,7 @@ from rbdtree.engine import clone, delta, ends, marks, portion, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.engine.node import Node
-from rbdtree.model.document import USER, Child, Kind, NodeDocument, NodeRef, object_name
+from rbdtree.model.document import DIRECTORY, USER, Child, Kind, NodeDocument, NodeRef, object_name
 from rbdtree.model.name import ImageSpec, NodeName, format_duration, parse_size
 from rbdtree.model.portion import WHOLE, Portion, text
 from rbdtree.model.position import parse_snapshot_name
@@ -171,6 +171,8 @@ def _register(pool: Pool, document: NodeDocument) -> None:
     Node(pool, document.ref.node_id).create(document)
     # Again, as somebody may have swept it away in between.
     pool.add_entry(*entry)
+    # Managers need not wait for their next poll.
+    pool.notify(DIRECTORY)
 
 
 def _sweep(pool: Pool, document: NodeDocument) -> None:
@@ -214,6 +216,7 @@ def sweep_left(sites: Sites, name: NodeName) -> bool:
 def _unregister(node: Node) -> None:
     node.remove()
     node.pool.remove_entry(marks.node_entry(node.node_id))
+    node.pool.notify(DIRECTORY)
 
 
 def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> NodeDocument:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine.claim import identity, is_dead
 from rbdtree.manager.spread import Peer
-from rbdtree.ports import EDGE, ClaimInfo, Pool, Sites
+from rbdtree.ports import EDGE, Pool, Sites
 
 LEASE_SECONDS = 20.0
 _RENEW = LEASE_SECONDS / 4
@@ -59,7 +59,6 @@ class Keeper:
         self._places: set[Place] = set()
         self._peers: dict[Place, tuple[Peer, ...]] = {}
         self._answered = 0.0
-        self._told = ""
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{site}", daemon=True)
@@ -118,9 +117,6 @@ class Keeper:
                 pool = self._pool(held.place)
                 pool.unclaim(name, held.cookie, EDGE)
                 pool.notify(name)
-
-    def holder(self, place: Place, name: str) -> ClaimInfo | None:
-        return self._pool(place).claimed(name, EDGE)
 
     def _pool(self, place: Place) -> Pool:
         return self._sites.cluster(self.site).pool(*place)

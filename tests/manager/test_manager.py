@@ -29,6 +29,15 @@ def test_a_cut_travels_at_once(grove: Grove) -> None:
     until(grove.level, "everybody has the second one, long before the next poll", 5)
 
 
+def test_a_new_node_is_met_long_before_the_next_poll(grove: Grove) -> None:
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "everybody has the first generation")
+    grove.add("late", "m", Kind.MIRROR, "a")
+    until(grove.level, "the new one has it, too", 15)
+
+
 def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
     grove.policy("root", tree=True, schedule="1s")
     grove.write(0, b"one" * 1000)
