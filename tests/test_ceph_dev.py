@@ -150,6 +150,17 @@ def test_a_paused_osd_is_silent_until_resumed(pair: Path) -> None:
     rbd(conf, "ls")
 
 
+@pytest.mark.faults
+def test_an_osd_that_slept_for_long_answers_again(pair: Path) -> None:
+    """Longer than the read lease that its heartbeat grace would give."""
+    conf = pair / "b/ceph.conf"
+    write_image(conf, "slept")
+    script("daemon", "--dir", pair, "b", "osd.0", "pause")
+    time.sleep(10)
+    script("daemon", "--dir", pair, "b", "osd.0", "resume")
+    assert read_image(conf, "slept") == DATA
+
+
 def test_down_and_up_keep_the_data(pair: Path) -> None:
     conf = pair / "b/ceph.conf"
     write_image(conf, "kept")

@@ -13,6 +13,8 @@ from pathlib import Path
 from cephdev import Failure, release
 from cephdev.address import Address
 
+# read lease: a lone OSD that stood still for longer than its lease (0.8 of the grace) waits for good for a renewal that
+# nobody sends ("waiting for readable", Ceph 16). Replicated pools do not know this; frozen OSDs of tests would.
 COMMON = """
     ms bind retry delay = 1
     ms bind retry count = 30
@@ -51,6 +53,7 @@ COMMON = """
     osd client message size cap = 134217728
     osd heartbeat interval = 2
     osd heartbeat grace = 8
+    osd pool default read lease ratio = 100
     osd fast shutdown = true
     osd scrub auto repair = false
     osd max scrubs = 0

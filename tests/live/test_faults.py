@@ -116,7 +116,6 @@ def test_an_osd_that_stays_away(fragile: World, tmp_path: Path) -> None:
     began = time.monotonic()
     code, said = _wait(process)
     gone = time.monotonic() - began
-    # Not resumed: an OSD of this release that slept through its read lease (16 s) may answer no more.
     fragile.pools.clusters.daemon("b", "osd.0", "restart")
     assert code == errno.ETIMEDOUT, said
     assert gone < 25, said
