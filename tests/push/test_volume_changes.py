@@ -140,8 +140,9 @@ def test_a_push_larger_than_memory(volume: Volume) -> None:
             image.write(unit, (number * 3 // 2) * MIB)
         image.flush()
     script = (
-        "import sys; from rbdtree_cli.main import run; code = run(sys.argv[1:]); "
-        "print('peak', open('/proc/self/status').read().split('VmHWM:')[1].split()[0]); sys.exit(code)"
+        "import os; from rbdtree_cli.main import main; leave = os._exit; "
+        "peak = lambda: open('/proc/self/status').read().split('VmHWM:')[1].split()[0]; "
+        "os._exit = lambda code: (print('peak', peak(), flush=True), leave(code)); main()"
     )
     words = ["--config", str(volume.pools.config), "push", f"{TREE}/m", "--wait"]
     done = subprocess.run(
