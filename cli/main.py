@@ -6,29 +6,33 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
+from importlib import import_module
 from itertools import pairwise
 from typing import NoReturn
 
 from rbdtree import __version__, errors
 
-from . import (
-    boot,
-    completion,
-    declaring,
-    flow,
-    health,
-    host,
-    look,
-    manager,
-    member,
-    mounting,
-    options,
-    portion,
-    retention,
-    site,
-    writing,
-)
+from . import options
 from .session import VERSION, Session, described
+
+MODULES = {
+    "site": ("site", "caps"),
+    "member": ("init", "add", "remove", "rm", "detach", "rollback"),
+    "portion": ("portion",),
+    "flow": ("cut", "sync"),
+    "look": ("status", "log", "diff", "verify", "marks"),
+    "writing": ("branch", "push", "uplink", "discard", "resolve", "lease"),
+    "host": ("map", "unmap", "mapped"),
+    "mounting": ("mount", "umount"),
+    "boot": ("maps", "doctor"),
+    "retention": ("retain", "hold", "resync"),
+    "declaring": ("policy", "plan", "apply", "export"),
+    "manager": ("manager", "managers"),
+    "health": ("check",),
+    "completion": ("completion",),
+}
+"""Which commands each module registers. A command starts a third sooner without the modules of the others."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +42,8 @@ class _Parser(argparse.ArgumentParser):
         raise errors.UsageError(message, f"See '{self.prog} --help'.")
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands."""
+def parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
+    """All commands, or those of some modules."""
     found = _Parser(
         prog="rbdtree",
         description="One RBD volume on many hosts: a tree of mirrors and clones, kept equal by deltas.",
@@ -47,18 +51,26 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--version", action="version", version=f"rbdtree {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in (
-        *(site, member, portion, flow, look, writing, host, mounting, boot, retention, declaring, manager, health),
-        completion,
-    ):
-        module.register(commands)
+    for module in modules:
+        import_module(f".{module}", __package__).register(commands)
     return found
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    # The value of an option may be spelt as a command, so whatever word could be one counts.
+    likely = [module for module, words in MODULES.items() if not set(words).isdisjoint(arguments)]
+    if likely and {"-h", "--help"}.isdisjoint(arguments):
+        try:
+            return parser(likely).parse_args(arguments)
+        except errors.UsageError:
+            pass  # said below, where all commands are known
+    return parser().parse_args(arguments)
 
 
 def run(arguments: list[str]) -> int:
     """One command; prints its errors and returns its exit code."""
     try:
-        given = parser().parse_args(arguments)
+        given = _parsed(arguments)
         for key, value in options.DEFAULTS.items():
             if not hasattr(given, key):
                 setattr(given, key, value)

@@ -1,6 +1,7 @@
 """Every command: plain, as JSON with exactly the keys of docs/json.md, with the common options on either side of its
 name, and with --dry-run, which changes nothing."""
 
+import argparse
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -586,6 +588,20 @@ def test_every_command_takes_the_common_options() -> None:
             assert late.pop("dry_run", None) is (True if changes else None)
             assert early == late
             assert (early["config"], early["conf"], early["timeout"], early["format"]) == ("f", "c", 3.0, "json")
+
+
+def test_each_module_registers_the_commands_it_is_said_to() -> None:
+    for module, words in main.MODULES.items():
+        commands = argparse.ArgumentParser().add_subparsers()
+        import_module(f"rbdtree_cli.{module}").register(commands)
+        assert tuple(commands.choices) == words, module
+
+
+def test_an_option_may_be_spelt_as_a_command(tmp_path: Path) -> None:
+    config = tmp_path / "sync"
+    config.write_text('[sites.a]\nconf = "a.conf"\n')
+    done = run("--config", str(config), "--format", "json", "site", "ls")
+    assert [site["site"] for site in done.json["sites"]] == ["a"]
 
 
 @pytest.mark.ceph
