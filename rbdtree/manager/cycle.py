@@ -283,7 +283,7 @@ class Cycles:
         try:
             node = Node.at(self._sites, unit.ref)
             document = node.read()
-            found = self._trouble(unit, document.trouble, error)
+            found = self._trouble(unit, document.trouble, error) or unit.uplink_trouble
             cycle.trouble = unit.trouble = found
             if _worth_a_write(document.trouble, found):
                 document = node.update(lambda d: replace(d, trouble=found))
@@ -324,8 +324,8 @@ class Cycles:
 def _worth_a_write(known: Trouble | None, found: Trouble | None) -> bool:
     """Not what may have passed before anybody could read of it; nor what waits for a person and is told already: each
     write would wake whoever waits for a change of the document."""
-    if found is None:
-        return known is not None
+    if found is None or found == known:
+        return found != known
     if answer.kind_of(found) is answer.Answer.RETRY:
         return known is not None or found.count > 1
     same = known is not None and (known.kind, known.message) == (found.kind, found.message)

@@ -108,6 +108,11 @@ class Keeper:
             return True
         return False
 
+    def holds(self, name: str) -> bool:
+        """Whether it was taken, and not lost since."""
+        with self._guard:
+            return name in self._held
+
     def drop(self, name: str) -> None:
         """Lets an edge go, for others to take at once."""
         with self._guard:

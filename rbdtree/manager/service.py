@@ -12,7 +12,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rbdtree import errors
 from rbdtree.engine import copy as copying
@@ -90,6 +90,7 @@ class Manager:
         self._rescan = True
         self._scanning = False
         self._found: tuple[Forest, list[Listened]] | None = None
+        self._taken: list[tuple[Unit, bool, errors.Error | None]] = []
         self._site_of: dict[str, str] = {}
         self._window = copying.Window(copying.WINDOW)
         self._desks: dict[str, Desk] = {}
@@ -98,6 +99,8 @@ class Manager:
         self._watches = Watches(sites, self._notified)
         self._keepers = {site: Keeper(sites, site, self.peer, self._lock_lost, self.kick) for site in sites.names()}
         self._silent = set(self._keepers)
+        self._locks = {site: ThreadPoolExecutor(1, thread_name_prefix=f"locks-{site}") for site in self._keepers}
+        """Where locks are asked for and given back: a site that does not answer must not stop the others' edges."""
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
         self._running = 0
         self._gave = 0.0
@@ -118,7 +121,7 @@ class Manager:
     def peer(self) -> spread.Peer:
         """This manager, for the list."""
         fsids = frozenset(k.fsid for k in self._keepers.values() if k.fsid and k.answers())
-        return spread.Peer(self.name, fsids, sum(unit.held for unit in list(self.units.values())))
+        return spread.Peer(self.name, fsids, sum(unit.held or unit.taking for unit in list(self.units.values())))
 
     def site_errors(self) -> dict[str, errors.Error | None]:
         """By site: why it does not answer."""
@@ -145,14 +148,17 @@ class Manager:
             self._moved.notify_all()
 
     def _uplink_failed(self, unit: Unit, error: errors.Error | None) -> None:
-        if error is None:
-            return
-        self._listener.problem(error)
-        with suppress(errors.Error):
-            kind = answer.answer(error)
-            if kind is not answer.Answer.STOP:
-                found = answer.trouble(unit.trouble, error, time.time(), self.name)
-                unit.trouble = found
+        """Its next cycle, which begins at once, writes it down, or that it is over."""
+        found = None
+        if error is not None:
+            self._listener.problem(error)
+            if answer.answer(error) is answer.Answer.STOP:
+                return
+            found = answer.trouble(unit.uplink_trouble, error, time.time(), self.name)
+        if found != unit.uplink_trouble:
+            unit.uplink_trouble = found
+            site = self._site_of.get(unit.ref.fsid, unit.ref.site)
+            self._notified(replace(Listened.node(unit.ref), site=site))
 
     # -- the loop
 
@@ -182,12 +188,15 @@ class Manager:
             lost, self._lost = self._lost, set()
             self._kicked = False
             found, self._found = self._found, None
+            taken, self._taken = self._taken, []
         now = time.monotonic()
         self._look_at_sites()
         for name in lost:
             self._give_up(name)
         if found:
             self._take_in(*found)
+        for unit, is_ours, error in taken:
+            self._answered(unit, is_ours, error, now)
         for one in told:
             self._wake(one, now)
         if self._rescan or now >= self._next_poll:
@@ -314,19 +323,25 @@ class Manager:
             unit.held = False
             unit.free_since = time.monotonic()
             unit.leave.set()
-            self._keepers[unit.ref.site].drop(object_name(unit.ref.node_id))
+            self._unlock(unit)
             self._listener.edge(unit, "given")
+
+    def _unlock(self, unit: Unit) -> None:
+        keeper = self._keepers[unit.ref.site]
+        self._locks[unit.ref.site].submit(keeper.drop, object_name(unit.ref.node_id))
 
     def _spread(self, now: float) -> None:
         me = self.peer()
         for unit in self.units.values():
-            if unit.held or unit.running or now < unit.free_since:
+            if unit.held or unit.taking or unit.running or now < unit.free_since:
                 continue
             keeper = self._keepers[unit.ref.site]
             if keeper.answers() and spread.takes(
                 me, keeper.peers(unit.place), unit.edge, unit.needs, now - unit.free_since
             ):
-                me = self._try(unit, keeper, now)
+                unit.tried, unit.taking = now, True
+                self._locks[unit.ref.site].submit(self._ask, unit, keeper)
+                me = self.peer()
         if now - self._gave < 1.0:
             return
         self._gave = now
@@ -340,24 +355,35 @@ class Manager:
             unit.free_since = now + 2 * spread.MOMENT_SECONDS
             self._keepers[unit.ref.site].look()
 
-    def _try(self, unit: Unit, keeper: Keeper, now: float) -> spread.Peer:
-        unit.tried = now
+    def _ask(self, unit: Unit, keeper: Keeper) -> None:
+        taken, failed = False, None
         try:
-            taken = keeper.take(unit.place, object_name(unit.ref.node_id))
+            taken = not self._stopping.is_set() and keeper.take(unit.place, object_name(unit.ref.node_id))
         except errors.Error as error:
+            failed = error
+        except Exception as error:
+            failed = errors.Bug(f"{unit.name}: lock: {type(error).__name__}: {error}")
+        with self._moved:
+            self._taken.append((unit, taken, failed))
+            self._kicked = True
+            self._moved.notify_all()
+
+    def _answered(self, unit: Unit, taken: bool, error: errors.Error | None, now: float) -> None:
+        unit.taking = False
+        if error:
             self._listener.problem(error)
-            taken = False
             unit.free_since = now + 5.0
-        if taken:
-            unit.held, unit.leave = True, threading.Event()
-            unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
-            self._due(unit, now)
-            keeper.look()
-            self._listener.edge(unit, "taken")
-        else:
+        elif not taken or not self._keepers[unit.ref.site].holds(object_name(unit.ref.node_id)):
             # Asked again when its holder may have gone; a notification comes sooner.
             unit.free_since = max(unit.free_since, now + 2.0)
-        return self.peer()
+        elif self.units.get(unit.ref.node_id) is not unit:
+            self._unlock(unit)
+        else:
+            unit.held, unit.leave, unit.uplink_trouble = True, threading.Event(), None
+            unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
+            self._due(unit, now)
+            self._keepers[unit.ref.site].look()
+            self._listener.edge(unit, "taken")
 
     # -- when
 

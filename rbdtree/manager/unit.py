@@ -20,6 +20,8 @@ class Unit:
     ref: NodeRef
     document: NodeDocument
     held: bool = False
+    taking: bool = False
+    """Its lock is being asked for."""
     free_since: float = 0.0
     tried: float = 0.0
     running: bool = False
@@ -37,6 +39,8 @@ class Unit:
     not_before: float = 0.0
     """A failure keeps it waiting until then, whoever wakes it."""
     trouble: Trouble | None = None
+    uplink_trouble: Trouble | None = None
+    """What its journal uplink failed of, until one goes on. By the uplink's thread."""
     waits_since: float = 0.0
     """When a person was called for; whatever happens to the documents then may be what that person did."""
     leave: threading.Event = field(default_factory=threading.Event)

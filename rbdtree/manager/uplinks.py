@@ -23,7 +23,7 @@ _STILL_SECONDS = 120.0
 @dataclass(eq=False)
 class _Run:
     unit: Unit
-    thread: threading.Thread
+    thread: threading.Thread | None = None
     end: threading.Event = field(default_factory=threading.Event)
     uplink: Uplink | None = None
     window: Window | None = None
@@ -35,7 +35,8 @@ class _Run:
 
 
 class Uplinks:
-    """``failed`` is told what ended one, which is tried again later by itself; None when it goes on."""
+    """``failed`` is told what ended one, which is tried again later by itself; None when one goes on: it has seen its
+    journal, and shows what would be lost."""
 
     def __init__(
         self,
@@ -56,11 +57,11 @@ class Uplinks:
         for edge, run in list(self._runs.items()):
             if edge not in wanted:
                 run.stop()
-            if not run.thread.is_alive():
+            if run.thread and not run.thread.is_alive():
                 del self._runs[edge]
         for edge, unit in wanted.items():
             if edge not in self._runs:
-                run = _Run(unit, threading.Thread(name=f"uplink-{unit.name}", daemon=True))
+                run = _Run(unit)
                 run.thread = threading.Thread(target=self._go, args=(run,), name=f"uplink-{unit.name}", daemon=True)
                 self._runs[edge] = run
                 run.thread.start()
@@ -75,7 +76,8 @@ class Uplinks:
         for run in self._runs.values():
             run.stop()
         for run in self._runs.values():
-            run.thread.join(max(0.0, until - time.monotonic()))
+            if run.thread:
+                run.thread.join(max(0.0, until - time.monotonic()))
         self._runs.clear()
 
     def _go(self, run: _Run) -> None:
@@ -97,15 +99,20 @@ class Uplinks:
                 run.end.wait(answer.wait_seconds(answer.Answer.GIVE_UP, failures))
 
     def _once(self, run: _Run) -> None:
+        well = False
+
         def show(window: Window) -> None:
+            nonlocal well
             run.window = window
+            if not well:
+                self._failed(run.unit, None)
+            well = True
 
         node = Node.at(self._sites, run.unit.ref)
         node.name = run.unit.name
         run.uplink = Uplink(self._sites, node, self._reporter, interval=self._interval, show=show)
         if run.end.is_set():
             return
-        self._failed(run.unit, None)
         run.uplink.run()
 
     def _wait_for_turn(self, run: _Run) -> None:

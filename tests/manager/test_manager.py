@@ -1,9 +1,16 @@
 """Managers over a tree in memory: what wakes them, whose edges are whose, what becomes of errors."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from rbdtree import errors
+from rbdtree.engine import branch as branches
+from rbdtree.engine.loss import Window
+from rbdtree.manager import keeper, uplinks
 from rbdtree.model.document import Kind
 
 from .forest import Grove, until
@@ -49,6 +56,35 @@ def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
     assert len(grove.document("root").generations) == 1
 
 
+def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept in its document once a failure, and gone when an uplink goes on."""
+    works = threading.Event()
+
+    class Uplinked:
+        def __init__(self, *_: Any, show: Callable[[Window], None], **more: Any) -> None:
+            self.show, self.stop = show, threading.Event()
+
+        def run(self) -> None:
+            if not works.is_set():
+                raise errors.NoSpace("the pool is full")
+            self.show(Window(0, 0, 0.0, None))
+            self.stop.wait()
+
+    monkeypatch.setattr(uplinks, "Uplink", Uplinked)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    grove.run(poll=0.2)
+    until(grove.level, "everybody has the first generation")
+    _, branch = branches.ensure(grove.sites, grove.node("leaf"), branches.SNAPSHOT, None)
+    grove.node("leaf").update(lambda d: replace(d, branch=replace(branch, uplink=branches.JOURNAL)))
+    found = until(lambda: grove.document("leaf").trouble, "its trouble is told")
+    assert (found.kind, found.message) == ("NoSpace", "the pool is full")
+    until(lambda: grove.document("leaf").trouble.count > found.count, "and counted")
+    assert grove.document("m").trouble is None
+    works.set()
+    until(lambda: grove.document("leaf").trouble is None, "it is over")
+
+
 def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
     first = grove.run()
     until(lambda: len(first.held()) == 4, "the only manager has all")
@@ -57,6 +93,23 @@ def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
     assert not first.held() & second.held()
     second.stop()
     until(lambda: len(first.held()) == 4, "what was let go is taken at once", 5)
+
+
+def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site of the leaf falls silent in the moment in which its edge is taken."""
+    mended, take = threading.Event(), keeper.Keeper.take
+
+    def slow(self: keeper.Keeper, *words: Any) -> bool:
+        return (self.site != "c" or mended.wait(30)) and take(self, *words)
+
+    monkeypatch.setattr(keeper.Keeper, "take", slow)
+    running = grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(lambda: grove.document("m").newest and grove.document("c").newest, "the others have the generation")
+    assert running.held() == {"root", "m", "c"}
+    mended.set()
+    until(grove.level, "and the leaf at last")
 
 
 def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
