@@ -3,8 +3,8 @@
     python -m soak.soak --minutes 60 --seed 1       in tests/, inside a network namespace (ceph-dev/soak does that)
 
 Nothing that happens may lose a write, leave a node unlike the root, or leave a mark: when the plan is over everything
-is
-mended, and the tree must settle by itself. Exit code 0 when it did.
+is mended, and the tree must settle by itself. One manager lives through all of it: it may not grow. Exit code 0 when
+all of that was so.
 """
 
 import argparse
@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from rbdtree import errors
+from rbdtree.engine.marks import list_marks
 from rbdtree.engine.node import Node
 from rbdtree.model.document import NodeDocument, NodeRef, PushState
+from soak.gauge import Gauge
 from soak.stage import Manager, Stage, script, within
 
 MIB = 1 << 20
@@ -73,6 +75,8 @@ class Soak:
         self._mender = threading.Thread(target=self._mend, name="mender", daemon=True)
         self._began = time.monotonic()
         self._counter = 0
+        self.gauge = Gauge(stage.managers[0])
+        """Of the manager that is never ended, only stopped and cut off."""
 
     # -- the tree
 
@@ -163,6 +167,7 @@ class Soak:
             (3, "SIGTERM of a manager", self._terminate),
             (3, "SIGSTOP of a manager", self._freeze),
             (4, "a link cut", self._cut_link),
+            (3, "a wall clock stepped", self._step_clock),
             (3, "kill -9 of an OSD", self._kill_osd),
             (2, "SIGSTOP of an OSD", self._freeze_osd),
             (2, "SIGSTOP of a mon", self._freeze_mon),
@@ -206,6 +211,9 @@ class Soak:
     def _manager(self) -> Manager:
         return self.dice.choice(self.stage.managers)
 
+    def _mortal(self) -> Manager:
+        return self.dice.choice(self.stage.managers[1:] or self.stage.managers)
+
     def _note(self, text: str) -> None:
         self.say(f"{time.monotonic() - self._began:7.1f}  {text}")
 
@@ -215,7 +223,7 @@ class Soak:
             return any(manager.name in name.split() for _, name, _ in self._later)
 
     def _kill(self) -> None:
-        manager, pause = self._manager(), self.dice.uniform(1, 30)
+        manager, pause = self._mortal(), self.dice.uniform(1, 30)
         if manager.alive() and not self._busy(manager):
             self._note(f"kill -9 {manager.name}, started again after {pause:.0f} s")
             manager.signal(signal.SIGKILL)
@@ -223,7 +231,7 @@ class Soak:
             self.later(pause, f"start {manager.name}", manager.start)
 
     def _terminate(self) -> None:
-        manager, pause = self._manager(), self.dice.uniform(1, 20)
+        manager, pause = self._mortal(), self.dice.uniform(1, 20)
         if manager.alive() and not self._busy(manager):
             self._note(f"SIGTERM {manager.name}, started again after {pause:.0f} s")
             # Whoever sleeps does not hear it.
@@ -241,6 +249,11 @@ class Soak:
             self._note(f"SIGSTOP {manager.name} for {pause:.0f} s")
             manager.signal(signal.SIGSTOP)
             self.later(pause, f"SIGCONT {manager.name}", lambda: manager.signal(signal.SIGCONT))
+
+    def _step_clock(self) -> None:
+        manager, seconds = self.stage.managers[-1], self.dice.choice((-1, 1)) * self.dice.choice((2, 30, 300, 3600))
+        if manager.step_clock(seconds):
+            self._note(f"the wall clock of {manager.name} is off by {seconds} s")
 
     def _cut_link(self) -> None:
         manager, site, pause = self._manager(), self.dice.choice("abc"), self.dice.uniform(2, 2 * LEASE)
@@ -291,6 +304,7 @@ class Soak:
         self._mender.start()
         while time.monotonic() < end:
             self.happen()
+            self.gauge.look()
             if self._failed:
                 raise self._failed[0]
             time.sleep(self.dice.uniform(0.2, 1.2))
@@ -352,6 +366,7 @@ class Soak:
                 self.say(f"  missing at the root: {self._missing(root)[:5]}")
             raise
         self._note(f"settled after {time.monotonic() - began:.1f} s")
+        self.gauge.check()
         for manager in self.stage.managers:
             manager.signal(signal.SIGTERM)
         for manager in self.stage.managers:
@@ -367,6 +382,21 @@ class Soak:
         verdict = self.world.get("verify", "vol", seconds=120)
         assert all(node["equal"] for node in verdict["nodes"]), verdict
         assert not self._missing(self.documents()["root"])
+        self.world.check_settled(strays=False)
+
+    def take_apart(self) -> None:
+        """The tree goes: nothing of ours may be left on any cluster but images in the trash, which expire."""
+        for name in ("m2", "c2", "m4", "c1", "m1", "m3"):
+            self.world.cli("remove", f"vol/{name}", "--yes")
+        self.world.cli("detach", "vol/root", "--yes")
+        marks, failed = list_marks(self.world.sites)
+        assert not failed, failed
+        left = [mark for mark in marks if "(trash " not in mark.where]
+        assert not left, left
+        for site in "abc":
+            with self.stage.clusters.admin(site).open_ioctx("soak") as ioctx:
+                found = [entry.key for entry in ioctx.list_objects() if entry.key.startswith("rbdtree")]
+            assert not found, f"{site}: {found}"
 
     def summary(self) -> dict[str, Any]:
         """What happened, in figures."""
@@ -385,6 +415,7 @@ class Soak:
             "generations": root.last_sequence,
             "pushes": dict(root.landed),
             "writes": sum(len(pieces) for pieces in self.wrote.values()),
+            "manager": self.gauge.summary(),
             "bugs": bugs[:3],
         }
 
@@ -410,6 +441,7 @@ def main() -> int:
         soak.verify(options.settle)
         found = soak.summary()
         say(json.dumps(found, indent=2))
+        soak.take_apart()
         assert not found["bugs"], "a manager met a defect of its own"
         say("all is well")
         return 0
