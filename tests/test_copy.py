@@ -194,6 +194,34 @@ def test_zeroes_inside_an_object_are_not_written() -> None:
     assert into.image.read(0, UNIT) == source.read(0, UNIT)
 
 
+@pytest.mark.parametrize(("end", "zeroed"), [(None, 0), (0, 0), (4096, 0), (8192, UNIT - 4096), (UNIT, UNIT - 4096)])
+def test_zeroes_beyond_the_data_of_an_object_are_not_written(end: int | None, zeroed: int) -> None:
+    """The source has data up to 4096, the target up to ``end``, which is asked for where zeroes are met only."""
+    source = image("-A")
+    source.submit_zero(UNIT + 4096, UNIT - 4096, lambda _: None)
+    into = target("AA", Counts)
+    asked = []
+    into.end_of = lambda first, length: (asked.append((first, length)), None if end is None else first + end)[1]
+    found = Copy(source, [into], [[(UNIT, UNIT)]]).run()
+    assert asked == [(UNIT, UNIT)]
+    assert into.image.writes == [(UNIT, 4096)]
+    assert sum(length for _, length in into.image.zeroes) == into.zeroed_bytes == zeroed
+    assert found.elided_bytes == UNIT - 4096 - zeroed
+    assert found.done_bytes == 2 * UNIT
+
+
+def test_an_end_that_cannot_be_asked_for_fails_the_target() -> None:
+    def end_of(first: int, length: int) -> int:
+        raise errors.Unreachable("site b does not answer")
+
+    bad, good = target("AAAA", name="bad"), target("AAAA", name="good")
+    bad.end_of = end_of
+    copy("A0-B", bad, good)
+    assert isinstance(bad.failed, errors.Unreachable)
+    assert good.failed is None
+    assert show(good.image).replace("0", "-") == "A--B"
+
+
 def test_comparing_writes_only_what_differs() -> None:
     one, two = target("ABXD", Counts), target("XBCX", Counts)
     copy("ABCD", one, two, compare=True)

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import xxhash
@@ -30,6 +31,7 @@ NEAR = 64 << 10
 WINDOW = 96 << 20
 """Bytes in flight, a buffer counted once when read and once for every target it is written to."""
 _OVERHEAD = 2048
+_ASKERS = 16
 _WAIT = 0.5
 _PLANNED_AHEAD = 100_000
 """Extents planned but not submitted: some 20 MiB of them; below that, the total is known early."""
@@ -86,19 +88,24 @@ class Target:
     name: str
     image: Image
     existing: Extents
-    ends: dict[int, int] = field(default_factory=dict)
-    """Where the data of an object ends, by object number, for those that were asked: a hole from there on."""
+    end_of: Callable[[int, int], int | None] | None = None
+    """Where the data of the object with this range ends; None: it has none. A hole from there on."""
     failed: errors.Error | None = None
     written_bytes: int = 0
     zeroed_bytes: int = 0
 
-    def is_hole(self, offset: int, length: int) -> bool:
-        """Whether nothing can be there, as far as is known."""
-        if not self.existing.overlaps(offset, offset + length):
-            return True
+    def may_hold_data(self, offset: int, length: int) -> bool:
+        """As far as is known without asking."""
+        return self.existing.overlaps(offset, offset + length)
+
+    def holds_data(self, offset: int, length: int) -> bool:
+        """Asks, which takes a round trip."""
         unit = self.image.layout.object_bytes
-        number = offset // unit
-        return number == (offset + length - 1) // unit and self.ends.get(number, offset + 1) <= offset
+        first = offset - offset % unit
+        if self.end_of is None or offset + length > first + unit:
+            return True
+        end = self.end_of(first, unit)
+        return end is not None and end > offset
 
 
 @dataclass
@@ -161,7 +168,18 @@ class _Wrote:
     error: Exception | None
 
 
-_Event = _Planned | _PlanEnded | _Read | _Compared | _Wrote
+@dataclass
+class _Asked:
+    """Whether zeroes have to be written to a range."""
+
+    chunk: _Chunk
+    target: Target
+    offset: int
+    length: int
+    result: bool | Exception
+
+
+_Event = _Planned | _PlanEnded | _Read | _Compared | _Wrote | _Asked
 
 
 def chunks(pairs: Iterable[Pair], chunk: int = CHUNK, near: int = NEAR) -> Iterable[tuple[int, int, list[Pair]]]:
@@ -224,6 +242,7 @@ class Copy:
         self._planned_bytes = 0
         self._fatal: BaseException | None = None
         self._gap = False
+        self._askers: ThreadPoolExecutor | None = None
         self.copied = Copied()
 
     def run(self) -> Copied:
@@ -237,6 +256,8 @@ class Copy:
                 self._stop_planning = True
                 self._room.notify_all()
             planner.join()
+            if self._askers:
+                self._askers.shutdown()
         if self._fatal:
             raise self._fatal
         return self.copied
@@ -331,6 +352,8 @@ class Copy:
                 self._less(chunk)
             case _Compared(chunk, target, result):
                 self._compared(chunk, target, result)
+            case _Asked():
+                self._zero(event)
             case _Planned(pairs, total_bytes):
                 self._planned_bytes += total_bytes
                 self._batches.append(pairs)
@@ -403,7 +426,7 @@ class Copy:
                         self._write_piece(chunk, target, chunk.start + start, end - start, piece)
 
     def _write_piece(self, chunk: _Chunk, target: Target, offset: int, length: int, piece: bytes) -> None:
-        if not piece and target.is_hole(offset, length):
+        if not piece and not target.may_hold_data(offset, length):
             self.copied.elided_bytes += length
             return
         chunk.pending += 1
@@ -412,11 +435,44 @@ class Copy:
             if piece:
                 target.written_bytes += length
                 target.image.submit_write(offset, piece, done)
+            elif target.end_of:
+                self._ask(chunk, target, offset, length)
             else:
                 target.zeroed_bytes += length
                 target.image.submit_zero(offset, length, done)
         except errors.Error as error:
             done(error)
+
+    def _ask(self, chunk: _Chunk, target: Target, offset: int, length: int) -> None:
+        """A diff reports the grown tail of an object whole, mostly zeroes; a head that ends before has a hole there."""
+
+        def ask() -> None:
+            result: bool | Exception
+            try:
+                result = target.holds_data(offset, length)
+            except Exception as error:
+                result = error
+            self._events.put(_Asked(chunk, target, offset, length, result))
+
+        self._askers = self._askers or ThreadPoolExecutor(_ASKERS, thread_name_prefix="ends")
+        self._askers.submit(ask)
+
+    def _zero(self, asked: _Asked) -> None:
+        done = partial(self._put_wrote, asked.chunk, asked.target)
+        if isinstance(asked.result, Exception):
+            done(asked.result)
+        elif asked.result and (asked.target.failed or self._fatal):
+            asked.chunk.dropped = self._fatal is not None
+            done(None)
+        elif not asked.result:
+            self.copied.elided_bytes += asked.length
+            done(None)
+        else:
+            asked.target.zeroed_bytes += asked.length
+            try:
+                asked.target.image.submit_zero(asked.offset, asked.length, done)
+            except errors.Error as error:
+                done(error)
 
     def _put_wrote(self, chunk: _Chunk, target: Target, error: Exception | None) -> None:
         self._events.put(_Wrote(chunk, target, error))

@@ -86,20 +86,10 @@ def changes(
             yield within
 
 
-def data_ends(image: Image, pairs: list[Pair]) -> dict[int, int]:
-    """Where the data of each object that these (ascending) pairs touch ends now, by object number.
-
-    A diff reports the grown tail of an object whole, mostly zeroes; a head that ends earlier has a hole there."""
-    if not pairs or not image.layout.plain:
-        return {}
-    unit = image.layout.object_bytes
-    low = pairs[0][0] - pairs[0][0] % unit
-    spans = image.changed(None, low, pairs[-1][0] + pairs[-1][1] - low, whole_object=False)
-    return {
-        number: min(offset + length, (number + 1) * unit)
-        for offset, length, _ in spans
-        for number in range(offset // unit, (offset + length - 1) // unit + 1)
-    }
+def end_of_data(image: Image, offset: int, length: int) -> int | None:
+    """Where the data of this range ends now; None when there is none."""
+    spans = image.changed(None, offset, min(length, image.size() - offset), whole_object=False)
+    return max((at + n for at, n, exists in spans if exists), default=None)
 
 
 def collect(image: Image, since: str | None, until: str | None) -> Extents:

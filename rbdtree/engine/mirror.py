@@ -364,6 +364,8 @@ class MirrorEdge:
         zeroing.zero(head, outside if compare else outside.intersect(removed), self._check)
 
         into = Target(self.name, head, Extents.of([(0, size)]) if compare else existing)
+        if first and not compare and head.layout.plain:
+            into.end_of = partial(delta.end_of_data, head)
         alone = compare or (self._pace is not None and self._pace.limited)
 
         def planned(start: int) -> Iterable[list[Pair]]:
@@ -375,10 +377,7 @@ class MirrorEdge:
                 changed = Extents.of(p for pairs in delta.changes(source, first, last, start, portion) for p in pairs)
                 yield list(delta.coarse(source, None, last).intersect(added).clip(start, size).union(changed))
                 return
-            for pairs in delta.changes(source, first, last, start, portion):
-                if first and existing:
-                    into.ends.update(delta.data_ends(head, pairs))
-                yield pairs
+            yield from delta.changes(source, first, last, start, portion)
 
         return CopyRequest(
             # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others.
