@@ -67,6 +67,8 @@ class MirrorEdge:
         self._above: NodeDocument | None = None
         self._local: list[Source] = []
         self._begun_by_another = False
+        self._sealed: Position | None = None
+        """By this worker: nobody need look whether its head was written to since."""
         self._relays = relay
         self._pace = pace
         self.waits = ""
@@ -111,7 +113,9 @@ class MirrorEdge:
             newest = mine[-1] if mine else None
             intent = self.document.intent
             self._begun_by_another = intent is not None
-            changed = Extents() if intent else ends.head_changes(self.child, head, self.document, newest)
+            changed = Extents()
+            if not intent and (newest is None or newest.position != self._sealed):
+                changed = ends.head_changes(self.child, head, self.document, newest)
             self._above, upstream, forgotten = above.result()
         downstream = {g.position for g in mine}
         if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
@@ -378,6 +382,9 @@ class MirrorEdge:
                 yield list(delta.coarse(source, None, last).intersect(added).clip(start, size).union(changed))
                 return
             yield from delta.changes(source, first, last, start, portion)
+            if first:
+                # What is looked at when it is sealed. Of 1 TiB it takes 0.15 s, while the copy goes on.
+                sample.prepare(source, last)
 
         return CopyRequest(
             # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others.
@@ -525,6 +532,7 @@ class MirrorEdge:
         self._check()
         with suppress(errors.Exists):
             head.create_snapshot(self._snapshot(position))
+        self._sealed = position
 
     def _check_held(self, intent: Intent, position: Position) -> None:
         """What was read upstream was held all the time: of a snapshot that is gone a diff may tell too little."""

@@ -25,6 +25,12 @@ def first_difference(source: Image, head: Image, since: str | None, until: str, 
     return next((pair[0] for pair in picked if theirs[pair] != mine[pair]), None)
 
 
+def prepare(source: Image, until: str) -> None:
+    """Looks at the source's object map ahead of time."""
+    if source.fast_diff():
+        delta.coarse(source, None, until)
+
+
 def _pick(extents: Extents) -> list[Pair]:
     if not extents:
         return []
