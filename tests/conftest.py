@@ -3,8 +3,11 @@
     clusters    one a session: clusters a, b and c, booted by ceph-dev/up and purged at the end; with
                 RBDTREE_TEST_CLUSTERS=DIR those that run in DIR, which are neither booted nor stopped
     pools       one a test: a pool of the same fresh name in each cluster, gone when the test ends
+    mortal      three more clusters, whose daemons a test may hurt; it mends them (``mortal.mend()``) before it ends
+    mortal_pools    the same as pools, on those
 
-A test that takes either must be marked ``ceph``; where Ceph is missing it is skipped, and says why.
+With xdist each worker has its own of all of these. A test that takes any must be marked ``ceph``; where Ceph is missing
+it is skipped, and says why.
 """
 
 import importlib
@@ -15,6 +18,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +100,15 @@ class Clusters:
         Whoever takes a daemon away brings it back before the test ends."""
         ceph_dev("daemon", "--dir", self.dir, name, daemon, action)
 
+    def mend(self) -> None:
+        """All daemons run again."""
+        for name in self.names:
+            for daemon in ("mon.a", "osd.0"):
+                for action in ("resume", "start"):
+                    # One that runs already is content.
+                    with suppress(AssertionError):
+                        self.daemon(name, daemon, action)
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
@@ -167,33 +180,67 @@ class Pools:
             list(threads.map(call, self.clusters.names))
 
 
-@pytest.fixture(scope="session")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    """Clusters a, b and c, running; the same for all tests of a session."""
+@contextmanager
+def _running(directory: Path, *boots: tuple[str, ...]) -> Iterator[Clusters]:
+    """Booted by ceph-dev/up, once for each group of arguments, and purged at the end; none where RBDTREE_TEST_CLUSTERS
+    names others that run."""
     try:
         for binding in ("rados", "rbd"):
             importlib.import_module(binding)
     except ImportError as error:
         pytest.skip(f"python3-{error.name} is missing; a venv sees it with --system-site-packages")
-    running = os.environ.get(VARIABLE)
-    if not running and not shutil.which("ceph-mon"):
+    if boots and not shutil.which("ceph-mon"):
         pytest.skip(f"ceph-mon is not installed: run ceph-dev/install, or set {VARIABLE} to running clusters")
-    directory = Path(running) if running else tmp_path_factory.mktemp("clusters")
     found = Clusters(directory.resolve())
     try:
-        if not running:
-            ceph_dev("up", "--dir", directory, *NAMES)
+        for arguments in boots:
+            ceph_dev("up", "--dir", directory, *arguments)
         yield found
     finally:
         found.close()
-        if not running:
+        if boots:
             ceph_dev("down", "--dir", directory, "--purge")
+
+
+@pytest.fixture(scope="session")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    """Clusters a, b and c, running; the same for all tests of a session."""
+    given = os.environ.get(VARIABLE)
+    boots = () if given else (NAMES,)
+    with _running(Path(given) if given else tmp_path_factory.mktemp("clusters"), *boots) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    """Three more clusters, whose daemons may be hurt. b has a manager, without which quotas are not enforced."""
+    with _running(tmp_path_factory.mktemp("mortal"), ("a", "c"), ("--mgr", "b")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def pools_class() -> type[Pools]:
+    """For pools that live longer than a test."""
+    return Pools
+
+
+@contextmanager
+def _fresh(clusters: Clusters, config_path: Path) -> Iterator[Pools]:
+    made = Pools(clusters, f"t{os.getpid()}-{next(_numbers)}", config_path)
+    made.make()
+    yield made
+    made.remove()
 
 
 @pytest.fixture
 def pools(clusters: Clusters, tmp_path: Path) -> Iterator[Pools]:
     """A fresh pool in each cluster, removed with everything in it when the test ends."""
-    made = Pools(clusters, f"t{os.getpid()}-{next(_numbers)}", tmp_path / "rbdtree.toml")
-    made.make()
-    yield made
-    made.remove()
+    with _fresh(clusters, tmp_path / "rbdtree.toml") as made:
+        yield made
+
+
+@pytest.fixture
+def mortal_pools(mortal: Clusters, tmp_path: Path) -> Iterator[Pools]:
+    """The same in clusters whose daemons this test may hurt."""
+    with _fresh(mortal, tmp_path / "mortal.toml") as made:
+        yield made

@@ -60,10 +60,12 @@ COMMON = """
     osd mon shutdown timeout = 1
 """
 
+# aio depth: an OSD takes thrice as many of the machine's 65536 (fs.aio-max-nr), which end with 20 OSDs of 1024.
 BLUESTORE = """
     bluestore cache autotune = false
     bluestore cache size = 33554432
     bdev aio poll ms = 10
+    bdev aio max queue depth = 256
     bluestore fsck quick fix on mount = false
     bluestore prefer deferred size hdd = 0
     bluestore block wal create = false

@@ -163,11 +163,6 @@ class Room:
         return {"objects": found, "snapshots": snapshots}
 
 
-def _pools_class(config: pytest.Config) -> Any:
-    """``Pools`` of tests/conftest.py, which is a plugin as long as these tests run."""
-    return next(p for p in config.pluginmanager.get_plugins() if hasattr(p, "Pools")).Pools
-
-
 @pytest.fixture
 def room(pools: Any) -> Room:
     """A fresh, empty one."""
@@ -175,7 +170,9 @@ def room(pools: Any) -> Room:
 
 
 @pytest.fixture(scope="module")
-def shared(clusters: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Room]:
+def shared(
+    clusters: Any, pools_class: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Room]:
     """One for a whole module, with a tree ``vol``, in step but for its newest generation, and much beside it:
 
         vol   root (a:vol) -> m (mirror, b:vol-m) -> g (mirror, c:vol-g);  root -> k (clone, a:vol-k)
@@ -185,7 +182,7 @@ def shared(clusters: Any, tmp_path_factory: pytest.TempPathFactory, request: pyt
     """
     directory = tmp_path_factory.mktemp("room")
     name = re.sub(r"\W", "-", f"cli-{os.getpid()}-{request.module.__name__}")
-    pools = _pools_class(request.config)(clusters, name, directory / "rbdtree.toml")
+    pools = pools_class(clusters, name, directory / "rbdtree.toml")
     pools.make()
     try:
         room = Room(pools)

@@ -1,7 +1,7 @@
 """Hosts with real block devices.
 
 here    this machine, where FUSE and loop devices can be had: commands run natively, in a state directory of the test
-site    clusters a and b on a network of test hosts (ceph-dev/host), and hosts h1 and h2 on it; one a session
+site    clusters a and b on a network of test hosts (ceph-dev/host), and hosts h1, h2 and h3 on it; one a session
 yard    a fresh pool on these clusters, and what a test does there
 """
 
@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ground import Here, Site, Yard, testhost
+from ground import HOSTS, Here, Site, Yard, testhost
 
 _numbers = itertools.count(1)
 
 
-def _pools_class(config: pytest.Config) -> Any:
-    """``Pools`` of tests/conftest.py, which is a plugin as long as these tests run."""
-    return next(p for p in config.pluginmanager.get_plugins() if hasattr(p, "Pools")).Pools
-
-
 @pytest.fixture(scope="module")
-def ground(clusters: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Here]:
+def ground(clusters: Any, pools_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     """A fresh pool, one for a module. Tests leave nothing mapped in it; generations and trees they may add."""
     if os.geteuid() != 0:
         pytest.skip("block devices need root")
@@ -34,7 +29,7 @@ def ground(clusters: Any, tmp_path_factory: pytest.TempPathFactory, request: pyt
     if not shutil.which("qemu-storage-daemon"):
         pytest.skip("qemu-storage-daemon is not installed: run ceph-dev/install")
     folder = tmp_path_factory.mktemp("here")
-    pools = _pools_class(request.config)(clusters, f"h{os.getpid()}", folder / "rbdtree.toml")
+    pools = pools_class(clusters, f"h{os.getpid()}", folder / "rbdtree.toml")
     pools.make()
     try:
         yield Here(pools, folder)
@@ -72,7 +67,7 @@ def yard(site: Site, tmp_path: Path) -> Iterator[Yard]:
     # A folder of the site's: what a host has read of this machine's files it may remember.
     made = Yard(site, f"y{next(_numbers)}", site.directory / f"y{next(_numbers)}.toml")
     made.make()
-    down = [h for h in ("h1", "h2") if not site.network.host(h).running]
+    down = [h for h in HOSTS if not site.network.host(h).running]
     if down:
         site.network.up(down)
     try:

@@ -119,6 +119,9 @@ def loops() -> set[str]:
 # -- test hosts
 
 
+HOSTS = ("h1", "h2", "h3")
+
+
 class Site:
     """Clusters a and b on the bridge, and hosts."""
 
@@ -133,7 +136,7 @@ class Site:
         clusters += ["--addr", testhost.GATEWAY, "--conf", "osd client watch timeout = 6", "a", "b"]
         with ThreadPoolExecutor(2) as threads:
             booted = threads.submit(subprocess.run, clusters, capture_output=True, text=True, check=False, timeout=120)
-            self.network.up(["h1", "h2"])
+            self.network.up(HOSTS)
             done = booted.result()
         assert done.returncode == 0, done.stderr
 
@@ -204,7 +207,7 @@ class Yard:
         self("add", "vol/m", "--parent", "root", "--kind", "mirror", "--image", self.spec("b", "vol"))
 
     def leave(self) -> None:
-        for host in ("h1", "h2"):
+        for host in HOSTS:
             if self.site.network.host(host).running:
                 self.sh(host, "for d in $(findmnt -rno TARGET | grep ^/mnt/); do umount -l $d; done", code=None)
                 unmap = line(("unmap", "--all", "--force"), self.config)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,53 @@ def newest(here: Here) -> str:
     """Generation of fs."""
     found = max(here.get("log", "fs")["generations"], key=lambda g: int(g["sequence"]))
     return str(found["generation"])
+
+
+MAKE = {"ext4": "mkfs.ext4 -q -F", "xfs": "mkfs.xfs -q -f", "btrfs": "mkfs.btrfs -q -f"}
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("kind", MAKE)
+def test_generations_of_every_file_system(here: Here, tmp_path: Path, kind: str) -> None:
+    """Written to while a generation of it is made and while one of them is read, but for btrfs, which the kernel knows
+    by its UUID alone."""
+    if kind not in Path("/proc/filesystems").read_text().split():
+        pytest.skip(f"this kernel has no {kind}")
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"mkfs.{kind} is not installed: run ceph-dev/install")
+    name = f"of-{kind}"
+    volume, seen, beside, mine = (tmp_path / word for word in ("volume", "seen", "beside", "mine"))
+    for directory in (volume, seen, beside, mine):
+        directory.mkdir()
+    here.tree(name, "320M")
+    device = here("map", f"{name}/root", "--write", "--driver", "fuse").out.strip()
+    here.shell(f"{MAKE[kind]} {device}")
+    here("unmap", device)
+    here("mount", f"{name}/root", volume, "--write", "--quiesce", "--driver", "fuse")
+    for word in ("first", "second"):
+        (volume / "word").write_text(f"{word}\n")
+        here("sync", "--cut", name)
+    (volume / "word").write_text("not in a generation\n")
+    if kind == "btrfs":
+        here("umount", volume)
+        refused = here("mount", f"{name}/m", seen, "--follow", code=95)
+        assert "UUID" in refused.err
+    here("mount", f"{name}/m", seen, "--driver", "fuse")
+    assert (seen / "word").read_text() == "second\n"
+    if kind != "btrfs":
+        here("mount", f"{name}/m", beside, "--at", "1.1", "--driver", "fuse")
+        assert (beside / "word").read_text() == "first\n"
+        assert (volume / "word").read_text() == "not in a generation\n"
+        here("umount", beside)
+        here("umount", volume)
+    here("umount", seen)
+    here("mount", f"{name}/m", mine, "--write", "--driver", "fuse")
+    (mine / "word").write_text("third\n")
+    here("umount", mine)
+    # The root's own last word and that of the branch are in the same place: the later one is refused, and kept.
+    here("push", f"{name}/m", "--wait", code=78)
+    assert here.get("status", name, code=None)["trees"][0]["sequence"] == 3
+    here("discard", f"{name}/m", "--yes")
 
 
 @pytest.mark.hosts

@@ -1,4 +1,4 @@
-"""In test hosts: rbd-nbd and krbd for real, two hosts at a time, and what a power cut leaves."""
+"""In test hosts: rbd-nbd and krbd for real, three hosts at a time, and what a power cut leaves."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ground import MIB, Yard, testhost, until
+from ground import HOSTS, MIB, Yard, testhost, until
 
 pytestmark = [pytest.mark.ceph, pytest.mark.timeout(240)]
 HAVE = Path("/usr/bin/rbd-nbd").exists()
@@ -19,8 +19,10 @@ def _needs() -> None:
 
 
 def test_map_mkfs_write_cut_follow_push(yard: Yard) -> None:
-    """The day of a volume: made at h1, followed at h2, changed there, published, seen again at h1."""
+    """The day of a volume: made at h1, followed at h2 and, a level below, at h3, changed at h2, published, seen by
+    the others."""
     yard.tree("128M")
+    yard("add", "vol/leaf", "--parent", "m", "--kind", "mirror", "--image", yard.spec("a", "leaf"))
     device = yard.at("h1", "map", "vol/root", "--write").out.strip()
     assert device.startswith("/dev/nbd")
     yard.sh("h1", f"mkfs.ext4 -q {device} && mkdir -p /mnt/v")
@@ -33,17 +35,20 @@ def test_map_mkfs_write_cut_follow_push(yard: Yard) -> None:
     row = yard.at("h1", "--format", "json", "mapped").json["maps"][0]
     assert row["last_freeze"] == {**row["last_freeze"], "directories": ["/mnt/v"], "trouble": None}
 
-    yard.sh("h2", "mkdir -p /mnt/v")
+    for host in ("h2", "h3"):
+        yard.sh(host, "mkdir -p /mnt/v")
+    yard.sh("h3", _line(yard, "mount vol/leaf /mnt/v --follow"))
     yard.sh("h2", _line(yard, "mount vol/m /mnt/v --follow --on-switch 'echo $RBDTREE_GENERATION >>/run/log'"))
-    until("h2 sees it", lambda: yard.sh("h2", "cat /mnt/v/word", code=None).out == "first\n")
+    for host in ("h2", "h3"):
+        until(f"{host} sees it", lambda host=host: yard.sh(host, "cat /mnt/v/word", code=None).out == "first\n")
     yard.sh("h2", "exec 9</mnt/v/word; (sleep 1000 & echo $! >/run/holder) >/dev/null")
     yard.sh("h1", "echo second >/mnt/v/word; head -c 3M /dev/urandom >/mnt/v/data; sync -f /mnt/v")
     yard("sync", "--cut", "vol")
-    until("h2 follows", lambda: yard.sh("h2", "cat /mnt/v/word", code=None).out == "second\n")
+    for host in ("h2", "h3"):
+        until(f"{host} follows", lambda host=host: yard.sh(host, "cat /mnt/v/word", code=None).out == "second\n")
     assert yard.sh("h2", "cat /proc/$(cat /run/holder)/fd/9").out == "first\n"
     assert yard.sh("h2", "cat /run/log").out == "1.2\n"
-    sums = [yard.sh(host, "sha256sum </mnt/v/data").out for host in ("h1", "h2")]
-    assert sums[0] == sums[1]
+    assert len({yard.sh(host, "sha256sum </mnt/v/data").out for host in HOSTS}) == 1
     yard.sh("h2", "kill $(cat /run/holder)")
     until("the old one is unmapped", lambda: len(yard.at("h2", "--format", "json", "mapped").json["maps"]) == 1)
 
@@ -58,7 +63,10 @@ def test_map_mkfs_write_cut_follow_push(yard: Yard) -> None:
     yard.at("h1", "mount", "vol/root", "/mnt/v")
     assert yard.sh("h1", "cat /mnt/v/word").out == "third\n"
     yard.at("h1", "umount", "/mnt/v")
-    for host in ("h1", "h2"):
+    yard("sync", "vol")
+    until("h3 has followed", lambda: yard.sh("h3", "cat /mnt/v/word", code=None).out == "third\n")
+    yard.at("h3", "umount", "/mnt/v")
+    for host in HOSTS:
         assert yard.at(host, "mapped").out == "nothing is mapped here\n"
         assert yard.sh(host, "rbd-nbd list-mapped").out == ""
     yard("verify", "vol")

@@ -1,6 +1,8 @@
 """What a host decides, without a device: shares of the cache, ranges, the table of maps, options of file systems."""
 
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -281,3 +283,21 @@ def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 def test_a_process_is_known_by_its_words() -> None:
     assert not process.serves(1, "no-such-program", "x")
+
+
+UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """As installed, where the command is where they look for it."""
+    for unit in UNITS.glob("*.service"):
+        (tmp_path / unit.name).write_text(
+            unit.read_text().replace("/usr/local/bin/rbdtree", shutil.which("true") or "")
+        )
+    for unit in sorted(tmp_path.iterdir()):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False
+        )
+        about = [line for line in done.stderr.splitlines() if "rbdtree" in line]
+        assert (done.returncode, about) == (0, []), done.stderr

@@ -1,7 +1,6 @@
 """A branch's journal, published continuously: in order, without loss, whatever dies in between."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live.conftest import _ceph_dev
 from live.world import TREE, noise, until
 
 from rbdtree.engine import marks
@@ -469,35 +467,13 @@ def test_compare_and_write(volume: Volume) -> None:
     equal(volume, "leaf")
 
 
-@pytest.fixture(scope="session")
-def mortal(clusters: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Three more clusters."""
-    directory = tmp_path_factory.mktemp("mortal")
-    found = type(clusters)(directory)
-    try:
-        _ceph_dev("up", "--dir", directory, "a", "b", "c")
-        yield found
-    finally:
-        found.close()
-        _ceph_dev("down", "--dir", directory, "--purge")
-
-
 @pytest.fixture
-def hurt(mortal: Any, pools: Any, tmp_path: Path) -> Iterator[Volume]:
+def hurt(mortal_pools: Any) -> Iterator[Volume]:
     """``volume`` on clusters whose daemons this test may stop."""
-    place = tmp_path / "hurt"
-    place.mkdir()
-    own = type(pools)(mortal, f"u{os.getpid()}-{time.monotonic_ns()}", place / "rbdtree.toml")
-    own.make()
-    made = Volume(own)
+    made = Volume(mortal_pools)
     yield made
-    for site in ("a", "b", "c"):
-        for daemon in ("mon.a", "osd.0"):
-            for action in ("resume", "start"):
-                with suppress(AssertionError):
-                    mortal.daemon(site, daemon, action)
+    mortal_pools.clusters.mend()
     made.close()
-    own.remove()
 
 
 def test_an_osd_that_dies_on_the_way(hurt: Volume, tmp_path: Path) -> None:
