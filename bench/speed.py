@@ -139,6 +139,8 @@ class Field:
         self.sites, self.a, self.b, self.mirror, self.shape, self.name = sites, a, b, mirror, shape, name
         self.contenders = contenders
         self.twin = f"{name}-twin"
+        # Removing one of 1 TiB asks for every object there could be, and would go on while others are measured.
+        self.lasting = shape.size >= 1 << 39
         self.since: str | None = None
         self.until = ""
         self.floor_extents: list[Pair] = shape.half()
@@ -163,6 +165,8 @@ class Field:
 
     def prepare(self, tag: str) -> None:
         """Empty images for a full copy."""
+        if self.lasting and tag not in ("", "-0"):
+            self._another_twin(tag)
         images = self.targets(tag)
         for contender in {"export-diff", "floor"} & images.keys():
             self.b.create(images[contender], self.shape.size)
@@ -170,7 +174,22 @@ class Field:
         node = f"{TREE}-{self.name}/n{tag or '-0'}"
         tool.run(self.sites, self.sites.b, "add", node, "--parent", "root", "--kind", "mirror", "--image", spec)
 
+    def _another_twin(self, tag: str) -> None:
+        """With the bytes of the last one, which stays mirrored."""
+        self.twin = f"{self.name}-twin{tag}"
+        self.a.create(self.twin, self.shape.size)
+        argv = self._pump(f"{self.name}@{self.until}", self.sites.a, self.twin)
+        self.sites.a.run(argv, stdout=subprocess.DEVNULL, timeout=600)
+
+    def _pump(self, source: str, to: Site, target: str) -> list[str]:
+        extents = self.sites.directory / "extents.json"
+        extents.write_text(json.dumps(self.floor_extents))
+        argv = [sys.executable, str(ROOT / "bench/pump.py"), str(self.sites.a.conf), source]
+        return [*argv, str(to.conf), target, str(extents)]
+
     def discard(self, tag: str) -> None:
+        if self.lasting:
+            return
         images = self.targets(tag)
         tool.run(self.sites, self.sites.b, "remove", f"{TREE}-{self.name}/n{tag or '-0'}")
         if "rbd-mirror" in images:
@@ -189,11 +208,7 @@ class Field:
         elif contender == "export-diff":
             argv = ["sh", "-c", self._pipe(target, full)]
         else:
-            extents = self.sites.directory / "extents.json"
-            extents.write_text(json.dumps(self.floor_extents))
-            source, to = self.sites.a, self.sites.b
-            argv = [sys.executable, str(ROOT / "bench/pump.py"), str(source.conf), f"{self.name}@{self.until}"]
-            argv += [str(to.conf), target, str(extents)]
+            argv = self._pump(f"{self.name}@{self.until}", self.sites.b, target)
         began = time.monotonic()
         # import-diff of Ceph 16 was seen to hang for good: better no table than one that waits.
         self.sites.b.run(argv, stdout=subprocess.DEVNULL, timeout=600)
