@@ -22,7 +22,7 @@ from typing import Any
 import report
 import tool
 from images import OBJECT, Hand, Pair, Shape
-from sites import ROOT, Sites, orderly
+from sites import ROOT, Site, Sites, orderly
 
 CONTENDERS = ("rbdtree", "export-diff", "rbd-mirror", "floor")
 TREE = "speed"
