@@ -15,9 +15,9 @@ NEEDED = (
 FOR_HOSTS = (
     # qemu-utils, because qemu-block-extra would be content with a whole emulator too, which is ten times as much.
     *("rbd-nbd", "user-mode-linux", "qemu-utils", "qemu-system-common", "qemu-block-extra"),
-    *("xfsprogs", "btrfs-progs", "kmod", "util-linux", "mount", "faketime"),
+    *("xfsprogs", "btrfs-progs", "kmod", "util-linux", "mount"),
 )
-"""For block devices, hosts to try them in, wrong clocks. What a distribution does not have, its tests do without."""
+"""For block devices, and hosts to try them in. What a distribution does not have, its tests do without."""
 
 
 def missing() -> list[str]:

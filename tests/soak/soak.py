@@ -167,7 +167,6 @@ class Soak:
             (3, "SIGTERM of a manager", self._terminate),
             (3, "SIGSTOP of a manager", self._freeze),
             (4, "a link cut", self._cut_link),
-            (3, "a wall clock stepped", self._step_clock),
             (3, "kill -9 of an OSD", self._kill_osd),
             (2, "SIGSTOP of an OSD", self._freeze_osd),
             (2, "SIGSTOP of a mon", self._freeze_mon),
@@ -249,11 +248,6 @@ class Soak:
             self._note(f"SIGSTOP {manager.name} for {pause:.0f} s")
             manager.signal(signal.SIGSTOP)
             self.later(pause, f"SIGCONT {manager.name}", lambda: manager.signal(signal.SIGCONT))
-
-    def _step_clock(self) -> None:
-        manager, seconds = self.stage.managers[-1], self.dice.choice((-1, 1)) * self.dice.choice((2, 30, 300, 3600))
-        if manager.step_clock(seconds):
-            self._note(f"the wall clock of {manager.name} is off by {seconds} s")
 
     def _cut_link(self) -> None:
         manager, site, pause = self._manager(), self.dice.choice("abc"), self.dice.uniform(2, 2 * LEASE)

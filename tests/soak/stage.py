@@ -34,8 +34,7 @@ def script(name: str, *words: object, seconds: float = 120) -> None:
 
 
 class Manager:
-    """A process ``rbdtree manager`` with a link of its own and, where faketime is installed, a wall clock of its own.
-    It is started anew when it dies of what we did to it."""
+    """A process ``rbdtree manager`` behind a link of its own. It is started anew when it dies of what we did to it."""
 
     def __init__(self, name: str, number: int, config: Path, directory: Path, *more: str) -> None:
         self.name = name
@@ -44,8 +43,6 @@ class Manager:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = directory / f"{name}.log"
         self._config = config
-        self._clock = directory / f"{name}.clock"
-        self._clock.write_text("+0")
         self._more = more
         self._device = f"v{number}"
         ip("netns", "add", self.netns)
@@ -78,24 +75,8 @@ class Manager:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **self._faked()},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             )
-
-    def _faked(self) -> dict[str, str]:
-        library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
-        if not library:
-            return {}
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def step_clock(self, seconds: int) -> bool:
-        """Its wall clock is off by that much from now on, if it is one of its own."""
-        self._clock.write_text(f"{seconds:+d}")
-        return bool(self._faked())
 
     @property
     def pid(self) -> int:
