@@ -191,6 +191,8 @@ def run_manager(session: Session) -> int:
     current: list[Manager] = []
 
     def on_signal(number: int, _frame: object) -> None:
+        # Stopping is said when it is the process that stops: systemd would wait for its end, and then kill it.
+        notify.tell("RELOADING=1" if number == signal.SIGHUP else "STOPPING=1")
         (reload if number == signal.SIGHUP else stopped).set()
         for manager in current:
             manager.stop()
@@ -240,7 +242,6 @@ def _run(manager: Manager) -> None:
 
 def _reloaded(session: Session, wish: Wish, log: _Log) -> tuple[Session, Wish]:
     """With the configuration of now; with the one before when that cannot be used."""
-    notify.tell("RELOADING=1")
     try:
         fresh = Session(session.options)
         made = _wish(fresh)

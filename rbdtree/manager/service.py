@@ -487,7 +487,6 @@ class Manager:
     # -- the end
 
     def _close(self) -> None:
-        notify.tell("STOPPING=1")
         self._hurry.set()
         self.uplinks.close(10)
         self._workers.shutdown(wait=False, cancel_futures=True)
