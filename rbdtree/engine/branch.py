@@ -247,13 +247,13 @@ def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:
     """The snapshot before the first write, and the journal if that is the uplink."""
     image = pool.open(image_id, read_only=False)
     try:
-        if all(s.name != since for s in image.snapshots()):
+        if not ends.whole(pool, image, since):
             if image.own_data():
                 raise errors.Diverged(
                     "the image was written to before it became a branch",
                     "Roll the node back first: 'rbdtree rollback'.",
                 )
-            image.create_snapshot(since)
+            ends.seal(pool, image, since)
         if uplink == JOURNAL:
             image.set_metadata(marks.JOURNAL_LIMIT, str(MAX_UNPUSHED // _SET_BYTES))
             image.set_journaling(True)

@@ -52,7 +52,7 @@ class Root:
 
     def _complete(self, intent: Intent, known: tuple[Source, Extents] | None = None) -> Generation:
         name = snapshot_name(self.document.tree_id, intent.target)
-        snapshot = next((s for s in self.image.snapshots() if s.name == name), None)
+        snapshot = ends.whole(self.node.pool, self.image, name)
         push = self.document.push(intent.push) if intent.push else None
         if snapshot is None:
             if push and known:
@@ -60,7 +60,7 @@ class Root:
             elif push:
                 self._resume(intent, push)
             self.claim.check()
-            snapshot = self.image.create_snapshot(name)
+            snapshot = ends.seal(self.node.pool, self.image, name)
         # A host of the root's may have come, written and gone since anybody looked: the bytes tell, and nothing else.
         exact = push is not None and landing.is_exact(self.node, self.document, intent, push)
         return self._settle(intent, snapshot, push, known[1].total if known and exact else None, exact)
@@ -107,7 +107,7 @@ class Root:
         if intent is None:
             return
         name = snapshot_name(self.document.tree_id, intent.target)
-        if intent.push or any(s.name == name for s in self.image.snapshots()):
+        if intent.push or ends.whole(self.node.pool, self.image, name):
             self._complete(intent)
         else:
             self.document = self.node.update(lambda d: replace(d, intent=None), self.claim.cookie)

@@ -14,7 +14,7 @@ from rbdtree.model.extent import Extents, Pair
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.plan.conflict import Forgotten, ImageGone
 from rbdtree.plan.state import summary_of
-from rbdtree.ports import Image, Sites
+from rbdtree.ports import Image, Pool, Sites, Snapshot
 
 _PIECE = 4 << 20
 _READERS = 8
@@ -62,6 +62,31 @@ def present(document: NodeDocument, image: Image) -> tuple[Generation, ...]:
     return tuple(
         g for g in document.generations if (snapshot_name(document.tree_id, g.position), g.snapshot_id) in seen
     )
+
+
+def whole(pool: Pool, image: Image, name: str) -> Snapshot | None:
+    """The snapshot of this name, unless its maker died over it, or was given no answer in time.
+
+    librbd enters a snapshot into the image's header first and makes its object map then. What is left between the two
+    is listed, and cannot be opened (Ceph 16: ENOENT); so nobody has used it."""
+    found = next((s for s in image.snapshots() if s.name == name), None)
+    if found:
+        try:
+            pool.open(image.image_id, name).close()
+        except errors.NotFound:
+            return None
+    return found
+
+
+def seal(pool: Pool, image: Image, name: str) -> Snapshot:
+    """Makes it, unless it is there already, whole. The image is open for writing, and nobody else makes snapshots of
+    this name: its claim is ours."""
+    there = whole(pool, image, name)
+    if there:
+        return there
+    if any(s.name == name for s in image.snapshots()):
+        image.remove_snapshot(name)
+    return image.create_snapshot(name)
 
 
 def find_gone(node: Node, document: NodeDocument) -> ImageGone | None:

@@ -118,7 +118,7 @@ class MirrorEdge:
                 changed = ends.head_changes(self.child, head, self.document, newest)
             self._above, upstream, forgotten = above.result()
         downstream = {g.position for g in mine}
-        if intent and any(s.name == self._snapshot(intent.target) for s in head.snapshots()):
+        if intent and ends.whole(self.child.pool, head, self._snapshot(intent.target)):
             downstream.add(intent.target)
         return MirrorState(
             node=self.name,
@@ -530,8 +530,7 @@ class MirrorEdge:
                 "Run the sync again.",
             )
         self._check()
-        with suppress(errors.Exists):
-            head.create_snapshot(self._snapshot(position))
+        ends.seal(self.child.pool, head, self._snapshot(position))
         self._sealed = position
 
     def _check_held(self, intent: Intent, position: Position) -> None:

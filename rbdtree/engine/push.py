@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import delta, extents, landing, marks, parcel, portion, publish, pushed, tidy
+from rbdtree.engine import delta, ends, extents, landing, marks, parcel, portion, publish, pushed, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
@@ -132,8 +132,7 @@ def _take(node: Node, document: NodeDocument, claim: Claim) -> None:
 def _seal(node: Node, push: Push, claim: Claim) -> NodeDocument:
     image = node.pool.open(push.image_id, read_only=False)
     try:
-        if all(s.name != push.snapshot for s in image.snapshots()):
-            image.create_snapshot(push.snapshot)
+        ends.seal(node.pool, image, push.snapshot)
     finally:
         image.close()
 
@@ -233,19 +232,18 @@ def _copy(
     head = parent.pool.open(image_id, read_only=False)
     try:
         _take_over(sites, above, head)
-        names = {s.name for s in head.snapshots()}
         few = wanted.pairs if len(wanted) <= FEW else ()
         # Whole sectors: what is compared with others' writes, and what a forced push is.
         around = extents.whole_sectors(wanted, head.size()).subtract(wanted)
-        if since not in names and not few:
+        if not few and not ends.whole(parent.pool, head, since):
             # What lies around the push is no part of it: there already, when it begins.
             _fill(node, source, head, around, claim)
             _tell_apart(node, push, source, head, wanted, claim)
-            head.create_snapshot(since)
-        if push.snapshot not in names:
+            ends.seal(parent.pool, head, since)
+        if not ends.whole(parent.pool, head, push.snapshot):
             _fill(node, source, head, wanted.union(around) if few else wanted, claim, reporter)
             claim.check()
-            head.create_snapshot(push.snapshot)
+            ends.seal(parent.pool, head, push.snapshot)
     finally:
         head.close()
     return replace(push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, extents=few, evidence=())

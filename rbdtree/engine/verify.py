@@ -131,8 +131,11 @@ def compare_node(
     reporter: Reporter,
     within: Extents | None = None,
 ) -> None:
-    """A node with the open ``snapshot`` of another; a clean clone of it needs no comparing (``structural``)."""
+    """A node with the open ``snapshot`` of another; a clean clone of it needs no comparing (``structural``).
+
+    Nor does a clone that is its node's branch: what it holds itself was written there and is not pushed yet."""
     clone = document.kind is Kind.CLONE
+    branch = document.branch is not None and document.branch.image_id == document.image_id
     image = _open(node, document, None if clone else snapshot)
     try:
         if clone:
@@ -141,7 +144,7 @@ def compare_node(
             # Image ids are unique in one cluster only.
             here = theirs.ref.fsid == document.replica.fsid
             same = here and ancestor is not None and ancestor.image_id == theirs.image_id
-            if right and same and not image.own_data() and image.size() == source.size():
+            if right and same and image.size() == source.size() and (branch or not image.own_data()):
                 verdict.structural = True
                 return
         compare(source, image, None if clone else snapshot, snapshot, verdict, reporter, within)

@@ -22,8 +22,8 @@ for unit in maps manager follow@; do
   mkdir -p /etc/systemd/system/rbdtree-$unit.service.d
   printf '[Unit]\\nDefaultDependencies=no\\n' >/etc/systemd/system/rbdtree-$unit.service.d/test.conf
 done
-printf '[Service]\\nWatchdogSec=10\\nTimeoutAbortSec=3\\nProtectHome=read-only\\nStandardError=append:/run/manager.log\\n' \\
-  >>/etc/systemd/system/rbdtree-manager.service.d/test.conf
+printf '[Service]\\nWatchdogSec=10\\nTimeoutAbortSec=3\\nProtectHome=read-only\\n%s\\n' \\
+  StandardError=append:/run/manager.log >>/etc/systemd/system/rbdtree-manager.service.d/test.conf
 printf '[Unit]\\nDefaultDependencies=no\\n' >/etc/systemd/system/nothing.target
 # Where the service's user can read them.
 for site in a b; do

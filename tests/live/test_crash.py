@@ -6,9 +6,12 @@ The killed process kills itself: ``driver.py`` counts the calls that change some
 import errno
 import itertools
 import signal
+import struct
 from collections.abc import Callable
 
 import pytest
+
+from rbdtree.model.position import snapshot_name
 
 from .world import MIB, TREE, World, noise, until
 
@@ -77,6 +80,50 @@ def test_a_mirror_killed_at_every_call(world: World) -> None:
     world.add("m1", "root", "mirror", "b")
     # hold, intend, two writes, seal, settle, release, goodbye, claim, unclaim, summary at the least
     assert _sync_killed_everywhere(world) >= 9
+
+
+def _halve(world: World, name: str) -> bool:
+    """As if the maker of the node's unfinished generation had died over its snapshot: librbd enters it into the header,
+    and makes its object map after that."""
+    document = world.document(name)
+    if document.intent is None:
+        return False
+    made = snapshot_name(document.tree_id, document.intent.target)
+    with world.image(name, read_only=True) as image:
+        if any(snapshot["name"] == made for snapshot in image.list_snaps()):
+            return False
+    with world.ioctx(document.ref.site) as ioctx:
+        number = ioctx.create_self_managed_snap()
+        told = struct.pack("<I", len(made)) + made.encode() + struct.pack("<Q", number)
+        ioctx.execute(f"rbd_header.{document.image_id}", "rbd", "snapshot_add", told)
+    return True
+
+
+def test_a_snapshot_made_by_half_is_made_again(world: World) -> None:
+    _seeded(world)
+    world.add("m1", "root", "mirror", "b")
+    halves: list[bool] = []
+    _sync_killed_everywhere(world, lambda: halves.append(_halve(world, "m1")))
+    assert any(halves)
+
+
+def test_a_cut_made_by_half_is_made_again(world: World) -> None:
+    _seeded(world)
+    world.add("m1", "root", "mirror", "b")
+    world.step()
+    halves: list[bool] = []
+
+    def before(number: int) -> tuple[object, ...]:
+        world.write("root", {4096 * number: noise(4096, number)})
+        return ("cut", TREE)
+
+    def after(number: int, said: str) -> None:
+        halves.append(_halve(world, "root"))
+        _finish(world, "sync", TREE, "--cut")
+        _settled(world)
+
+    _die_everywhere(world, before, after)
+    assert any(halves)
 
 
 def test_a_mirror_killed_at_every_report(world: World) -> None:
