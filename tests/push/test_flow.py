@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from live.world import TREE, bytes_read, noise
 
-from rbdtree.engine import landing
+from rbdtree.engine import landing, scrub
 from rbdtree.model.document import Branch
 from rbdtree.model.position import push_snapshot_name
+from rbdtree.ports import Silent
 
 from .volume import BUSY, DIVERGED, KIB, MIB, UNSUPPORTED, Volume
 
@@ -50,6 +51,22 @@ def test_a_write_at_a_grandchild_arrives_everywhere(volume: Volume, tmp_path: Pa
     # And nothing happens without a write.
     assert volume.pushed("leaf")["published"] == []
     assert volume.newest() == before + 1
+
+
+def test_what_a_clones_branch_holds_is_no_difference(volume: Volume) -> None:
+    """A clone's branch is its image. What is written to it and not pushed yet is no fault that a scrub may find."""
+    volume.init(size=16 * MIB)
+    volume.add("k", "root", "clone", "a")
+    volume.root_write({MIB: noise(2 * MIB, "first")})
+    volume.step()
+    volume.branch("k")
+    volume.put("k", {MIB: noise(8192, 1), 9 * MIB: noise(4096, 2)}, expect=False)
+    (found,) = volume.get("verify", TREE)["nodes"]
+    assert found["equal"]
+    piece = scrub.scrub(volume.sites, volume.node("k"), 16 * MIB, Silent())
+    assert piece
+    assert (piece.found, piece.finished) == (0, True)
+    assert not volume.document("k").distrust
 
 
 @pytest.mark.release
