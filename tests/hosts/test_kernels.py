@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ground import HOSTS, MIB, Yard, testhost, until
 
-pytestmark = [pytest.mark.ceph, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ceph, pytest.mark.timeout(400)]
 HAVE = Path("/usr/bin/rbd-nbd").exists()
 
 
