@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ground import MIB, Here, check_json, until
 
-pytestmark = [pytest.mark.ceph, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ceph, pytest.mark.timeout(240)]
 
 
 def contents(here: Here, site: str, image: str, snapshot: str | None = None) -> bytes:
