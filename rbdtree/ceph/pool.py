@@ -4,6 +4,7 @@ import struct
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import rados
@@ -34,6 +35,12 @@ _ENTRIES = 1 << 20
 _ID_BYTES = 1 << 10
 _NOTIFY_MS = 5000
 _OBJECT_BYTES = 8 << 20
+
+
+def _string(raw: bytes) -> str:
+    """A string as Ceph encodes it: its length, its bytes."""
+    (length,) = struct.unpack_from("<I", raw)
+    return raw[4 : 4 + length].decode()
 
 
 class Pool:
@@ -74,20 +81,47 @@ class Pool:
 
     def image_id(self, name: str) -> str | None:
         # Read where RBD keeps it, not asked of an open image: librbd 16 tears memory when an image is closed the moment
-        # it was opened (ImageState locks itself once more after it has told that the image is open).
+        # it was opened (ImageState locks itself once more after it has told that the image is open). And from the
+        # directory, which a rename changes at once; rbd_id.NAME of before stays when it dies in the middle.
+        return self._in_directory(f"name_{name}")
+
+    def _in_directory(self, key: str) -> str | None:
         try:
-            with translated(f"look up image {self.path}/{name}"):
-                raw = self.ioctx.read(f"rbd_id.{name}", _ID_BYTES)
+            with translated(f"look into {self.path}/rbd_directory"), rados.ReadOpCtx() as op:
+                found, _ = self.ioctx.get_omap_vals_by_keys(op, (key,))
+                self.ioctx.operate_read_op(op, "rbd_directory")
+                raw = dict(found).get(key)
         except errors.NotFound:
             return None
-        (length,) = struct.unpack_from("<I", raw)
-        return str(raw[4 : 4 + length].decode())
+        return None if raw is None else _string(raw)
+
+    def _making(self, name: str, make: Callable[[], object]) -> None:
+        """Once more when nothing but an old rbd_id.NAME is in the way: of an image that was renamed, or moved to the
+        trash, by somebody who died or was given no answer before the end."""
+        try:
+            make()
+        except rbd.ImageExists:
+            if not self._forgotten(name):
+                raise
+            self.ioctx.remove_object(f"rbd_id.{name}")
+            make()
+
+    def _forgotten(self, name: str) -> bool:
+        if self.image_id(name) is not None:
+            return False
+        try:
+            known = _string(self.ioctx.read(f"rbd_id.{name}", _ID_BYTES))
+        except rados.ObjectNotFound:
+            return False
+        elsewhere = self._in_directory(f"id_{known}") is not None
+        return elsewhere or any(entry.image_id == known for entry in self.trashed())
 
     def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
         order = layout.object_bytes.bit_length() - 1
         striped = layout.stripe_count > 1
         with translated(f"create image {self.path}/{name}"):
-            self._rbd.create(
+            make = partial(
+                self._rbd.create,
                 self.ioctx,
                 name,
                 size,
@@ -98,6 +132,7 @@ class Pool:
                 stripe_count=layout.stripe_count if striped else 0,
                 data_pool=data_pool,
             )
+            self._making(name, make)
         return self._named(name)
 
     def _named(self, name: str) -> str:
@@ -117,12 +152,13 @@ class Pool:
         with translated(f"clone {self.path}/{image_id}@{snapshot} to {into.path}/{name}"):
             with rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image:
                 parent = image.get_name()
-            self._rbd.clone(self.ioctx, parent, snapshot, into.ioctx, name, features=_FEATURES)
+            make = partial(self._rbd.clone, self.ioctx, parent, snapshot, into.ioctx, name, features=_FEATURES)
+            into._making(name, make)
         return into._named(name)
 
     def rename(self, name: str, new: str) -> None:
         with translated(f"rename image {self.path}/{name} to {new}"):
-            self._rbd.rename(self.ioctx, name, new)
+            self._making(new, partial(self._rbd.rename, self.ioctx, name, new))
 
     def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
         if self.image_id(name) != image_id:

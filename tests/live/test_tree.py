@@ -5,6 +5,8 @@ from subprocess import check_output
 
 import pytest
 
+from rbdtree.engine.clone import beside
+
 from .world import MIB, TREE, World, bytes_read, noise
 
 pytestmark = pytest.mark.ceph
@@ -151,3 +153,28 @@ def test_a_child_that_missed_many_generations(world: World) -> None:
     assert len(world.document("late").generations) == 6
     assert len(world.document("fresh").generations) <= 6
     world.check_settled()
+
+
+def test_what_an_interrupted_rename_leaves_is_in_nobodys_way(world: World) -> None:
+    """rbd_id.NAME of before, which names the very image that has another name now: the swap of a clone died there."""
+    world.init(size=8 * MIB)
+    world.add("k", "root", "clone", "a")
+    world.write("root", {0: noise(MIB, "first")})
+    world.step()
+    document = world.document("k")
+    before = beside(document)
+    with world.ioctx("a") as ioctx:
+        ioctx.write_full(f"rbd_id.{before}", ioctx.read(f"rbd_id.{document.ref.image}"))
+    assert world.sites.cluster("a").pool(world.pools.name).image_id(before) is None
+    world.write("root", {MIB: noise(MIB, "second")})
+    world.step()
+    world.check(current=True)
+    world.check_settled()
+    # So does a move to the trash that died there.
+    gone = world.document("k")
+    with world.ioctx("a") as ioctx:
+        ioctx.write_full(f"rbd_id.{TREE}-k2", ioctx.read(f"rbd_id.{gone.ref.image}"))
+    world.cli("remove", f"{TREE}/k")
+    world.add("k2", "root", "clone", "a")
+    world.step()
+    world.check(current=True)
