@@ -12,6 +12,11 @@ _SILENCE = 30.0
 """Seconds after which a watch counts as lost: an OSD forgets it then (osd_client_watch_timeout)."""
 
 
+_UNENDED: list[rados.Watch] = []
+"""Kept for good: librados frees a watch also where it fails to end it, of a silent OSD for one; the binding would end
+it once more when it is collected, in memory that is not its own any more (16: the process dies)."""
+
+
 class Watch:
     """Survives restarts of OSDs; ends when the object goes or this client is fenced, or after a long silence."""
 
@@ -45,5 +50,8 @@ class Watch:
         return seconds < _SILENCE
 
     def close(self) -> None:
-        with suppress(errors.Error), translated("end a watch"):
-            self._watch.close()
+        try:
+            with translated("end a watch"):
+                self._watch.close()
+        except errors.Error:
+            _UNENDED.append(self._watch)
