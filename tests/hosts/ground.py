@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ class Here:
         self.config: Path = pools.config
         self.run_dir = folder / "run"
         self.folder = folder
-        self.before = loops()
 
     def shell(self, command: str, code: int | None = 0, seconds: float = 60) -> Done:
         done = subprocess.run(
@@ -108,12 +108,17 @@ class Here:
         for path in sorted(self.folder.glob("run/mounts/*.json")):
             self("umount", "--force", json.loads(path.read_text())["directory"], code=None)
         self("unmap", "--all", "--force", code=None)
-        until("no loop device is left behind", lambda: loops() <= self.before, 10)
+        until("no loop device is left behind", lambda: not loops(self.folder), 10)
 
 
-def loops() -> set[str]:
-    """Of this machine."""
-    return {path.parent.name for path in Path("/sys/block").glob("loop*/loop")}
+def loops(folder: Path) -> set[str]:
+    """Of this machine, over files in the folder: other tests have others at the same time."""
+    found = set()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if path.read_text().startswith(f"{folder}/"):
+                found.add(path.parents[1].name)
+    return found
 
 
 # -- test hosts
