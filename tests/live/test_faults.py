@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -579,3 +580,34 @@ def test_the_documents_object_is_damaged(world: World) -> None:
         world.check()
     world.sync()
     _recovered(world)
+
+
+_WATCHES = """
+import gc, os, sys
+from pathlib import Path
+from rbdtree import config
+from rbdtree.ceph.sites import Sites
+
+pool = Sites(config.load(Path(sys.argv[1])).sites, 3).cluster("b").pool(sys.argv[2])
+pool.ioctx.write_full("watched", b"")
+watches = [pool.watch("watched", lambda: None) for _ in range(4)]
+print("watching", flush=True)
+input()
+for watch in watches:
+    watch.close()
+del watch, watches
+gc.collect()
+print("alive", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_watch_that_cannot_be_ended_ends_no_process(fragile: World) -> None:
+    """Its OSD is silent. The binding would end it once more, in freed memory, when it is collected."""
+    words = [sys.executable, "-c", _WATCHES, str(fragile.pools.config), fragile.pools.name]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "watching\n"
+        fragile.pools.clusters.daemon("b", "osd.0", "pause")
+        said, _ = process.communicate("\n", timeout=90)
+    assert (process.returncode, said) == (0, "alive\n")
