@@ -267,7 +267,7 @@ def _until_stopped(process: "subprocess.Popen[str]") -> None:
 
 def test_two_at_once(world: World, tmp_path: Path) -> None:
     _pair(world)
-    process = _midway(world, tmp_path, claim_seconds=1, write_seconds=0.2)
+    process = _midway(world, tmp_path, claim_seconds=1, write_seconds=0.8)
     second = world.cli("sync", TREE, code=errno.EBUSY)
     assert "at work" in second.err
     code, said = _wait(process)
