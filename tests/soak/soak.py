@@ -381,15 +381,15 @@ class Soak:
     def take_apart(self) -> None:
         """The tree goes: nothing of ours may be left on any cluster but images in the trash, which expire."""
         for name in ("m2", "c2", "m4", "c1", "m1", "m3"):
-            self.world.cli("remove", f"vol/{name}", "--yes")
-        self.world.cli("detach", "vol/root", "--yes")
+            self.world.cli("remove", f"vol/{name}")
+        self.world.cli("detach", "vol/root")
         marks, failed = list_marks(self.world.sites)
         assert not failed, failed
         left = [mark for mark in marks if "(trash " not in mark.where]
         assert not left, left
         for site in "abc":
             with self.stage.clusters.admin(site).open_ioctx("soak") as ioctx:
-                found = [entry.key for entry in ioctx.list_objects() if entry.key.startswith("rbdtree")]
+                found = [entry.key for entry in ioctx.list_objects() if entry.key.startswith("rbdtree.")]
             assert not found, f"{site}: {found}"
 
     def summary(self) -> dict[str, Any]:
