@@ -101,20 +101,27 @@ class Pool:
         try:
             make()
         except rbd.ImageExists:
-            if not self._forgotten(name):
+            if not self._cleared(name):
                 raise
-            self.ioctx.remove_object(f"rbd_id.{name}")
             make()
 
-    def _forgotten(self, name: str) -> bool:
+    def _cleared(self, name: str) -> bool:
         if self.image_id(name) is not None:
             return False
         try:
-            known = _string(self.ioctx.read(f"rbd_id.{name}", _ID_BYTES))
-        except rados.ObjectNotFound:
+            raw = self.ioctx.read(f"rbd_id.{name}", _ID_BYTES)
+            known = _string(raw)
+            elsewhere = self._in_directory(f"id_{known}") is not None
+            if not elsewhere and all(entry.image_id != known for entry in self.trashed()):
+                return False
+            with rados.WriteOpCtx() as op:
+                # Somebody may have cleared it at the same time, and be making an image of this name.
+                op.cmpext(raw, 0)
+                op.remove()
+                self.ioctx.operate_write_op(op, f"rbd_id.{name}")
+        except rados.Error:
             return False
-        elsewhere = self._in_directory(f"id_{known}") is not None
-        return elsewhere or any(entry.image_id == known for entry in self.trashed())
+        return True
 
     def create_image(self, name: str, size: int, layout: Layout, data_pool: str | None) -> str:
         order = layout.object_bytes.bit_length() - 1

@@ -359,6 +359,9 @@ class Manager:
         taken, failed = False, None
         try:
             taken = not self._stopping.is_set() and keeper.take(unit.place, object_name(unit.ref.node_id))
+            if taken and self._stopping.is_set():
+                # The others need not wait until it lapses.
+                keeper.drop(object_name(unit.ref.node_id))
         except errors.Error as error:
             failed = error
         except Exception as error:
@@ -489,7 +492,8 @@ class Manager:
     def _close(self) -> None:
         self._hurry.set()
         self.uplinks.close(10)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._workers, *self._locks.values()):
+            pool.shutdown(wait=False, cancel_futures=True)
         until = time.monotonic() + 15
         while any(unit.running for unit in self.units.values()) and time.monotonic() < until:
             time.sleep(0.05)

@@ -35,8 +35,8 @@ class _Run:
 
 
 class Uplinks:
-    """``failed`` is told what ended one, which is tried again later by itself; None when one goes on: it has seen its
-    journal, and shows what would be lost."""
+    """``failed`` is told what ended one, which is tried again later by itself; None when one goes on (it has seen its
+    journal, and shows what would be lost), or is not wanted any more."""
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Uplinks:
                 run.stop()
             if run.thread and not run.thread.is_alive():
                 del self._runs[edge]
+                if edge not in wanted:
+                    self._failed(run.unit, None)
         for edge, unit in wanted.items():
             if edge not in self._runs:
                 run = _Run(unit)

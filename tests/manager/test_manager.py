@@ -81,6 +81,10 @@ def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch:
     assert (found.kind, found.message) == ("NoSpace", "the pool is full")
     until(lambda: grove.document("leaf").trouble.count > found.count, "and counted")
     assert grove.document("m").trouble is None
+    grove.node("leaf").update(lambda d: replace(d, branch=replace(branch, uplink=branches.SNAPSHOT)))
+    until(lambda: grove.document("leaf").trouble is None, "none is wanted any more")
+    grove.node("leaf").update(lambda d: replace(d, branch=replace(branch, uplink=branches.JOURNAL)))
+    until(lambda: grove.document("leaf").trouble, "it fails again")
     works.set()
     until(lambda: grove.document("leaf").trouble is None, "it is over")
 
