@@ -89,7 +89,7 @@ class Target:
     image: Image
     existing: Extents
     end_of: Callable[[int, int], int | None] | None = None
-    """Where the data of the object with this range ends; None: it has none. A hole from there on."""
+    """Where the data of the object with this range ends, a hole from there on; None: it has none, if it is there."""
     failed: errors.Error | None = None
     written_bytes: int = 0
     zeroed_bytes: int = 0
@@ -98,14 +98,15 @@ class Target:
         """As far as is known without asking."""
         return self.existing.overlaps(offset, offset + length)
 
-    def holds_data(self, offset: int, length: int) -> bool:
+    def needs_zeroes(self, offset: int, length: int) -> bool:
         """Asks, which takes a round trip."""
         unit = self.image.layout.object_bytes
         first = offset - offset % unit
         if self.end_of is None or offset + length > first + unit:
             return True
         end = self.end_of(first, unit)
-        return end is not None and end > offset
+        # An object that is there and has no data (Ceph 18 leaves such) goes with the zeroes.
+        return end is None or end > offset
 
 
 @dataclass
@@ -449,7 +450,7 @@ class Copy:
         def ask() -> None:
             result: bool | Exception
             try:
-                result = target.holds_data(offset, length)
+                result = target.needs_zeroes(offset, length)
             except Exception as error:
                 result = error
             self._events.put(_Asked(chunk, target, offset, length, result))
