@@ -29,9 +29,9 @@ from rbdtree.ports import Reporter, Sites
 
 _SLICE_SECONDS = 60.0
 _RETAIN_SECONDS = 60.0
-"""Retention looks no more often than this when there is a new generation,"""
+"""Retention looks no more often than this when generations, or what needs them, have changed,"""
 _RETAIN_IDLE_SECONDS = 600.0
-"""and this often when there is none: time alone makes a child slow."""
+"""and this often when nothing has: time alone makes a child slow."""
 _SLICE_BYTES = 256 << 20
 _SKEW_SECONDS = 60.0
 
@@ -246,12 +246,13 @@ class Cycles:
         document, now = unit.document, time.monotonic()
         if document.kind is Kind.CLONE or unit.policy.keep.all or len(document.generations) < 2:
             return
-        pause = _RETAIN_IDLE_SECONDS if document.newest_position == unit.retained else _RETAIN_SECONDS
+        stock = retain.stock_of(document)
+        pause = _RETAIN_IDLE_SECONDS if stock == unit.retained else _RETAIN_SECONDS
         if unit.retain_looked and now < unit.retain_looked + pause:
             return
         with Claim(node, "retain", wait=True, leave=unit.leave) as claim:
             found = retain.retain(self._sites, node, claim, self._clock())
-        unit.retained, unit.retain_looked = document.newest_position, now
+        unit.retained, unit.retain_looked = stock, now
         unit.document = node.read()
         cycle.removed, cycle.let_go = len(found.removed), tuple(found.resyncs)
         for name in found.resyncs:

@@ -8,7 +8,7 @@ from rbdtree.manager.keeper import Place
 from rbdtree.manager.watches import Listened
 from rbdtree.model.document import Kind, NodeDocument, NodeRef, Trouble
 from rbdtree.model.policy import Policy, effective
-from rbdtree.model.position import Position
+from rbdtree.plan.retain import Stock
 
 
 @dataclass(eq=False)
@@ -33,8 +33,8 @@ class Unit:
     """The time of the schedule (since 1970) that was attended to last."""
     pushed: float = 0.0
     scrub_due: float = 0.0
-    retained: Position | None = None
-    """The newest generation when retention looked last."""
+    retained: Stock | None = None
+    """What there was, and who needed it, when retention looked last."""
     retain_looked: float = 0.0
     not_before: float = 0.0
     """A failure keeps it waiting until then, whoever wakes it."""

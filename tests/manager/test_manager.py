@@ -11,7 +11,7 @@ from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine.loss import Window
 from rbdtree.manager import keeper, uplinks
-from rbdtree.model.document import Kind
+from rbdtree.model.document import Hold, Kind
 
 from .forest import Grove, until
 
@@ -94,9 +94,9 @@ def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
     until(lambda: len(first.held()) == 4, "the only manager has all")
     second = grove.run()
     until(lambda: len(second.held()) == 2, "it gives away half of them")
-    assert not first.held() & second.held()
+    until(lambda: not first.held() & second.held(), "and knows it")
     second.stop()
-    until(lambda: len(first.held()) == 4, "what was let go is taken at once", 5)
+    until(lambda: len(first.held()) == 4, "what was let go is taken, long before its locks would end")
 
 
 def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +154,27 @@ def test_generations_go_as_the_policy_says(grove: Grove, monkeypatch: pytest.Mon
     until(lambda: left()[:2] == (2, 2), f"two are left, not {left()}")
     assert left()[2] == 5
     until(lambda: len(grove.snapshots("root")) == 2, "the document forgets first, then the snapshot goes")
+
+
+def test_what_was_held_goes_when_it_is_let_go(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a new generation."""
+    from rbdtree.manager import cycle
+
+    monkeypatch.setattr(cycle, "_RETAIN_SECONDS", 0.0)
+    grove.cut()
+    held = grove.document("root").newest_position
+    assert held
+    grove.node("root").update(lambda d: d.with_hold(Hold("user:me", held, "for a test")))
+    grove.policy("root", tree=True, keep="last 1")
+    for number in range(2):
+        grove.write(number * 4096, b"new" * 1000)
+        grove.cut()
+    grove.run(poll=60.0)
+    until(grove.level, "everybody has it")
+
+    def left() -> list[int]:
+        return [g.position.sequence for g in grove.document("root").generations]
+
+    until(lambda: left() == [1, 3], f"the held one and the newest are left, not {left()}")
+    grove.node("root").update(lambda d: d.without_holds("user:me"))
+    until(lambda: left() == [3], f"the newest is left, not {left()}")
