@@ -128,7 +128,7 @@ def test_a_manager_is_a_service(booted: Booted) -> None:
             ).out
             return found == yard.sh("h1", "md5sum </run/data").out
 
-        # A manager that was killed leaves locks, which end after 20 s; so does what it had claimed in the middle of a sync.
+        # A manager that was killed leaves locks, which end after 20 s, as does its claim on a node in mid-sync.
         until(f"generation with {byte} arrives", there, 120)
 
     booted.sh("systemctl start rbdtree-manager.service")
