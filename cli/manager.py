@@ -5,10 +5,11 @@ import logging
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
-from rbdtree import errors
+from rbdtree import errors, heap
 from rbdtree.ceph.sites import Sites
 from rbdtree.engine.forest import look
 from rbdtree.manager import notify
@@ -24,6 +25,7 @@ from .session import Session
 
 METRICS = "127.0.0.1:9842"
 _RETRY_SECONDS = 10.0
+_TRIM_SECONDS = 30.0
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -230,8 +232,11 @@ def _run(manager: Manager) -> None:
 
     thread = threading.Thread(target=work, name="manager", daemon=True)
     thread.start()
-    told = False
+    told, trimmed = False, time.monotonic()
     while thread.is_alive():
+        if time.monotonic() >= trimmed + _TRIM_SECONDS:
+            heap.trim()
+            trimmed = time.monotonic()
         if not told and manager.ready.is_set():
             notify.tell(f"READY=1\nSTATUS={manager.name}")
             told = True

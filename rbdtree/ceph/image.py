@@ -1,6 +1,5 @@
 """``ports.Image`` over librbd."""
 
-import ctypes
 import threading
 import time
 from collections import deque
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import rbd
 
-from rbdtree import errors
+from rbdtree import errors, heap
 from rbdtree.ceph.translate import from_errno, translated
 from rbdtree.ports import Ancestor, Layout, ReadDone, Snapshot, Span, WriteDone
 
@@ -34,12 +33,6 @@ _MUCH = 64 << 20
 """Bytes read from a snapshot at the end of a long link before more connections to it are worth their making."""
 _LANES = 3
 """That many more: a TCP connection carries no more than its buffers hold each round trip."""
-
-
-def _trim() -> None:
-    """The C library keeps what each of librbd's threads freed, and the next copy would come on top of it."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Image:
@@ -265,4 +258,5 @@ class Image:
                     for lane in self._lanes:
                         lane.close()
                 if self._moved > _MUCH:
-                    _trim()
+                    # The next copy would come on top of what this one's threads freed.
+                    heap.trim()
