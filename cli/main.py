@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import NoReturn
 
-from rbdtree import __version__, errors
+from rbdtree import __version__, errors, heap
 
 from . import options
 from .session import VERSION, Session, described
@@ -109,6 +109,7 @@ def main() -> NoReturn:
         import argcomplete
 
         argcomplete.autocomplete(parser())
+    heap.bound()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
