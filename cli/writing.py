@@ -429,21 +429,45 @@ def run_lease(session: Session) -> int:
     if given.action == "renew":
         granted = leases.renew(root.node, holder, seconds)
     else:
-        granted = (leases.acquire(root.node, holder, _portion(given.portion), seconds),)
-        with progress.reporter(session) as reporter:
-            fresh = session.forest(tree.name).tree(tree.name)
-            only = frozenset(m.ref.name for m in fresh.path(fresh.member(member.ref.name)))
-            outcomes = Sync(session.sites, reporter, only=only, expiry_seconds=session.config.trash_expiry_seconds).run(
-                fresh
-            )
-        failed = next((o.error for o in outcomes if o.error), None)
-        if failed:
-            raise failed
+        granted = (_acquire(session, root.node, member, _portion(given.portion), seconds),)
     session.put(
         {"node": given.node, "leases": [_lease(x) for x in granted], "dry_run": False},
         "\n".join(f"{given.node} holds {_ranges(x)} for {seconds:g} s" for x in granted),
     )
     return 0
+
+
+def _acquire(session: Session, root: Node, member: Member, wanted: Extents | None, seconds: float) -> Lease:
+    """The holder is brought up to date first, as that may take long; then again, to what was cut meanwhile."""
+    holder = document_of(member)[1]
+    leases.prepare(root, holder, wanted)
+    _bring(session, member)
+    holder = Node.at(session.sites, member.ref).read()
+    held = Extents.of(
+        p for x in leases.active(root.read(), time.time()) if x.holder == member.ref.node_id for p in x.extents
+    )
+    lease = leases.acquire(root, holder, wanted, seconds)
+    try:
+        _bring(session, member)
+    except errors.Error:
+        fresh = Extents.of(lease.extents).subtract(held)
+        if fresh:
+            leases.release(root, holder, fresh)
+        raise
+    return lease
+
+
+def _bring(session: Session, member: Member) -> None:
+    """Everything down to a node to the newest generation; raises what failed."""
+    with progress.reporter(session) as reporter:
+        name = document_of(member)[1].tree
+        tree = session.forest(name).tree(name)
+        only = frozenset(m.ref.name for m in tree.path(tree.member(member.ref.name)))
+        expiry = session.config.trash_expiry_seconds
+        outcomes = Sync(session.sites, reporter, only=only, expiry_seconds=expiry).run(tree)
+    failed = next((o.error for o in outcomes if o.error), None)
+    if failed:
+        raise failed
 
 
 def _check_lease(session: Session, root: Member, holder: NodeDocument) -> None:

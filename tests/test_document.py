@@ -14,6 +14,7 @@ from rbdtree.model.document import (
     Hold,
     Intent,
     Kind,
+    Lease,
     NodeDocument,
     NodeRef,
     State,
@@ -29,7 +30,11 @@ times = st.floats(0, 2e9)
 positions = st.builds(Position, st.integers(0, 9), st.integers(0, 999))
 refs = st.builds(NodeRef, words, words, words, words, words, words, words)
 kinds, states = st.sampled_from(Kind), st.sampled_from(State)
-generations = st.builds(Generation, positions, numbers, numbers, times, st.none() | numbers)
+ranges = st.lists(st.tuples(numbers, numbers), max_size=3).map(tuple)
+generations = st.builds(
+    Generation, positions, numbers, numbers, times, st.none() | numbers, others=ranges, portion=ranges
+)
+leases = st.builds(Lease, words, words, ranges, numbers, times, st.none() | positions)
 leaves = st.builds(Child, words, kinds, refs, st.none())
 summaries = st.builds(Summary, states, st.none() | positions, numbers, st.lists(leaves, max_size=2).map(tuple))
 children = st.builds(Child, words, kinds, refs, st.none() | summaries)
@@ -53,6 +58,7 @@ documents = st.builds(
     children=st.lists(children, max_size=3).map(tuple),
     intent=st.none() | intents,
     phase=words,
+    leases=st.lists(leases, max_size=3).map(tuple),
 )
 
 REF = NodeRef("1", "n", "a", "f", "rbd", "", "vol")
@@ -103,6 +109,17 @@ def test_an_older_document_is_read() -> None:
     )
     assert json.loads(encode(document))["format"] == FORMAT
     assert decode(encode(document), "x") == document
+
+
+def test_what_the_format_before_wrote_is_read() -> None:
+    document = replace(
+        PLAIN,
+        generations=(Generation(at(1), 4, 4096, 1.5),),
+        leases=(Lease("1", "n", ((0, 4096),), 1, 2.5),),
+    )
+    raw = json.loads(encode(document))
+    del raw["generations"][0]["others"], raw["leases"][0]["lost"]
+    assert decode(json.dumps({**raw, "format": 3}), "x") == document
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,15 @@ def test_equal_sets_are_equal_values(raw: list[tuple[int, int]]) -> None:
     found = Extents.of(raw)
     assert Extents.of(reversed(raw)) == found == Extents.of(found)
     assert hash(found) == hash(Extents.of(raw))
+
+
+@given(pairs, st.integers(1, 5))
+def test_few_are_all_of_them_and_the_narrowest_gaps(raw: list[tuple[int, int]], count: int) -> None:
+    whole = Extents.of(raw)
+    found = whole.few(count)
+    check_form(found)
+    assert len(found) == min(count, len(whole))
+    assert members(whole) <= members(found)
+    added = found.subtract(whole)
+    left = Extents.of(found).complement(*(found.pairs[0][0], found.pairs[-1][0] + 1)) if found else found
+    assert not added or not left or max(n for _, n in added) <= min(n for _, n in left)

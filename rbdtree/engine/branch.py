@@ -382,7 +382,7 @@ def give_up(document: NodeDocument) -> NodeDocument:
 
 def discard(sites: Sites, node: Node, expiry_seconds: float) -> str:
     """Throws the branch away, into the trash; returns what became of it in a sentence."""
-    with Claim(node, "discard", wait=True) as claim:
+    with recall.claimed(node) as claim:
         document = clear(sites, node, node.read(), claim, expiry_seconds)
         branch = document.branch
         if branch is None:

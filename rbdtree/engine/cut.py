@@ -14,11 +14,13 @@ from rbdtree.engine import delta, ends, landing, pushed
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Intent, Kind, NodeDocument, Push, PushState
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, Position, snapshot_name
 from rbdtree.ports import Image, Reporter, Silent, Snapshot, Source
 
 _EXACT_OBJECTS = 4096
+_OTHERS = 64
+"""Ranges in which somebody else wrote while a push was published, as many as a document tells of."""
 
 
 class Root:
@@ -57,23 +59,28 @@ class Root:
         if snapshot is None:
             if push and known:
                 landing.apply(self.node, known[0], self.image, self.reporter, self.claim.check, known[1])
-            elif push:
+            elif intent.push:
                 self._resume(intent, push)
             self.claim.check()
             snapshot = ends.seal(self.node.pool, self.image, name)
         # A host of the root's may have come, written and gone since anybody looked: the bytes tell, and nothing else.
-        exact = push is not None and landing.is_exact(self.node, self.document, intent, push)
-        return self._settle(intent, snapshot, push, known[1].total if known and exact else None, exact)
+        others = landing.others(self.node, self.document, intent, push) if push else None
+        return self._settle(intent, snapshot, push, known[1].total if known and others == NOTHING else None, others)
 
-    def _resume(self, intent: Intent, push: Push) -> None:
-        with closing(pushed.opened(self.node.pool, push)) as source:
-            wanted = pushed.changed(self.node.pool, push, source)
-            # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
-            wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
-            landing.apply(self.node, source, self.image, self.reporter, self.claim.check, wanted)
+    def _resume(self, intent: Intent, push: Push | None) -> None:
+        if push is None:
+            raise torn(self.document, intent)
+        try:
+            with closing(pushed.opened(self.node.pool, push)) as source:
+                wanted = pushed.changed(self.node.pool, push, source)
+                # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
+                wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
+                landing.apply(self.node, source, self.image, self.reporter, self.claim.check, wanted)
+        except errors.NotFound as error:
+            raise torn(self.document, intent) from error
 
     def _settle(
-        self, intent: Intent, snapshot: Snapshot, push: Push | None, changed_bytes: int | None, exact: bool
+        self, intent: Intent, snapshot: Snapshot, push: Push | None, changed_bytes: int | None, others: Extents | None
     ) -> Generation:
         generation = Generation(
             position=intent.target,
@@ -83,7 +90,8 @@ class Root:
             delta_bytes=measure(self.node, self.document, intent) if changed_bytes is None else changed_bytes,
             author=push.owner_name if push else "",
             push=push.push_id if push else "",
-            exact=exact,
+            exact=others == NOTHING,
+            others=others.few(_OTHERS).pairs if others else (),
         )
 
         def change(d: NodeDocument) -> NodeDocument:
@@ -118,6 +126,15 @@ class Root:
         if newest is None or self.image.size() != newest.size_bytes:
             return True
         return bool(delta.coarse(self.image, snapshot_name(self.document.tree_id, newest.position), None))
+
+
+def torn(document: NodeDocument, intent: Intent) -> errors.Diverged:
+    """A push was being applied, and its bytes are gone: what the image holds was never together anywhere."""
+    return errors.Diverged(
+        f"the image of {document.full_name} may hold a part of a push that was being published, and the rest is gone",
+        f"Run 'rbdtree rollback {document.full_name}': it keeps what the image holds in a snapshot, and goes back to "
+        f"generation {intent.since}.",
+    )
 
 
 @contextmanager

@@ -31,10 +31,10 @@ def newer(node: Node, document: NodeDocument, intent: Intent, head: Image, wante
         base.close()
 
 
-def is_exact(node: Node, document: NodeDocument, intent: Intent, push: Push) -> bool:
-    """Whether the generation is the one before it and this push, byte for byte, and nothing else."""
+def others(node: Node, document: NodeDocument, intent: Intent, push: Push) -> Extents | None:
+    """What of the generation is neither the one before it nor this push, byte for byte. None: that cannot be told."""
     if intent.since is None:
-        return False
+        return None
     since, until = (snapshot_name(document.tree_id, p) for p in (intent.since, intent.target))
     try:
         with ExitStack() as opened:
@@ -45,15 +45,12 @@ def is_exact(node: Node, document: NodeDocument, intent: Intent, push: Push) -> 
                 for snapshot in (until, since)
             )
             if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
-                return False
-            others = delta.collect(after, since, until).subtract(wanted)
-            strange = (
-                *extents.compared(after, before, iter([list(others)])),
-                *extents.compared(after, source, iter([list(wanted)])),
-            )
-            return not strange
+                return None
+            beside = delta.collect(after, since, until).subtract(wanted)
+            strange = extents.collect(extents.compared(after, before, iter([list(beside)])))
+            return strange.union(extents.collect(extents.compared(after, source, iter([list(wanted)]))))
     except errors.NotFound:
-        return False
+        return None
 
 
 def apply(

@@ -13,8 +13,21 @@ from rbdtree.engine.cut import Root
 from rbdtree.engine.node import Node
 from rbdtree.model import portion
 from rbdtree.model.document import Kind, Lease, NodeDocument
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import NOTHING, Extents
+from rbdtree.model.position import Position
 from rbdtree.plan.conflict import describe
+
+_REMEMBERED_SECONDS = 30 * 86400.0
+"""How long it is known of a lease that expired whose it was."""
+
+
+def prepare(root_node: Node, holder: NodeDocument, wanted: Extents | None) -> None:
+    """What the holder has to be brought to is cut, when the root changed. Raises what ``acquire`` would."""
+    with cut.opened(root_node, "lease") as root:
+        size = root.image.size()
+        check(root.document, holder, wanted or everything(holder, size), size, time.time())
+        if root.changed():
+            root.cut()
 
 
 def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, seconds: float) -> Lease:
@@ -28,8 +41,28 @@ def acquire(root_node: Node, holder: NodeDocument, wanted: Extents | None, secon
         if root.changed():
             root.cut()
         lease = Lease(holder.ref.node_id, holder.name, extents.pairs, root.document.epoch, now + seconds)
-        _store(root, lambda leases: (*_without(leases, holder.ref.node_id, extents), lease), now)
+        newest = root.document.position
+        current = holder.branch is None or holder.branch.base >= newest
+
+        def granted(leases: tuple[Lease, ...]) -> tuple[Lease, ...]:
+            others = _lost(leases, holder.ref.node_id, extents, newest)
+            return (*_without(others, holder.ref.node_id, extents, lost=current), lease)
+
+        _store(root, granted, now)
         return lease
+
+
+def _lost(leases: tuple[Lease, ...], holder: str, extents: Extents, newest: Position) -> tuple[Lease, ...]:
+    """Leases of others, which have expired if they are in the way: what another is granted now they have lost."""
+    found: list[Lease] = []
+    for lease in leases:
+        held = Extents.of(lease.extents)
+        taken = held.intersect(extents) if lease.holder != holder and lease.lost is None else NOTHING
+        kept = held.subtract(taken)
+        found += [
+            replace(lease, extents=part.pairs, lost=at) for part, at in ((kept, lease.lost), (taken, newest)) if part
+        ]
+    return tuple(found)
 
 
 def _held(holder: NodeDocument) -> portion.Portion:
@@ -78,14 +111,15 @@ def renew(root_node: Node, holder: NodeDocument, seconds: float) -> tuple[Lease,
     with cut.opened(root_node, "lease") as root:
         now = time.time()
         renewed = tuple(replace(lease, expires=now + seconds) for lease in of(root.document, holder, now))
-        _store(root, lambda leases: (*(x for x in leases if x.holder != holder.ref.node_id), *renewed), now)
+        before = of(root.document, holder, now)
+        _store(root, lambda leases: (*(x for x in leases if x not in before), *renewed), now)
         return renewed
 
 
 def release(root_node: Node, holder: NodeDocument, wanted: Extents | None) -> int:
     """Gives ranges back (None: all); how many leases were touched."""
     with cut.opened(root_node, "lease") as root:
-        before = root.document.leases
+        before = active(root.document, time.time())
         everything = wanted or Extents.of(pair for lease in before for pair in lease.extents)
         _store(root, lambda leases: _without(leases, holder.ref.node_id, everything), time.time())
         return sum(lease.holder == holder.ref.node_id for lease in before)
@@ -93,15 +127,16 @@ def release(root_node: Node, holder: NodeDocument, wanted: Extents | None) -> in
 
 def active(document: NodeDocument, now: float) -> tuple[Lease, ...]:
     """Those that have not expired."""
-    return tuple(lease for lease in document.leases if lease.expires > now)
+    return tuple(lease for lease in document.leases if lease.expires > now and lease.lost is None)
 
 
-def _without(leases: tuple[Lease, ...], holder: str, extents: Extents) -> tuple[Lease, ...]:
-    """What is left of them when this holder gives these ranges back."""
+def _without(leases: tuple[Lease, ...], holder: str, extents: Extents, *, lost: bool = False) -> tuple[Lease, ...]:
+    """What is left of them when this holder gives these ranges back; ``lost``: also what is known of lost ones."""
     found = []
     for lease in leases:
         rest = Extents.of(lease.extents)
-        rest = rest.subtract(extents) if lease.holder == holder else rest
+        given = lease.holder == holder and (lost or lease.lost is None)
+        rest = rest.subtract(extents) if given else rest
         if rest:
             found.append(replace(lease, extents=rest.pairs))
     return tuple(found)
@@ -109,6 +144,7 @@ def _without(leases: tuple[Lease, ...], holder: str, extents: Extents) -> tuple[
 
 def _store(root: Root, change: Callable[[tuple[Lease, ...]], tuple[Lease, ...]], now: float) -> None:
     def update(document: NodeDocument) -> NodeDocument:
-        return replace(document, leases=change(active(document, now)))
+        known = tuple(lease for lease in document.leases if lease.expires > now - _REMEMBERED_SECONDS)
+        return replace(document, leases=change(known))
 
     root.document = root.node.update(update, root.claim.cookie)

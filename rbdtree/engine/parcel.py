@@ -42,8 +42,8 @@ class Parcel:
     def __init__(self, size_bytes: int, known: Iterable[Piece], pushed: Extents) -> None:
         self.pushed = pushed
         self._size = size_bytes
-        self._known = sorted(known)
-        self._starts = [piece.offset for piece in self._known]
+        self.known = sorted(known)
+        self._starts = [piece.offset for piece in self.known]
 
     def size(self) -> int:
         return self._size
@@ -52,8 +52,8 @@ class Parcel:
         end = offset + length
         found: list[bytes] = []
         at = offset
-        for number in range(max(0, bisect_right(self._starts, offset) - 1), len(self._known)):
-            start, size, data = self._known[number]
+        for number in range(max(0, bisect_right(self._starts, offset) - 1), len(self.known)):
+            start, size, data = self.known[number]
             low, high = max(at, start), min(end, start + size)
             if start >= end:
                 break
@@ -70,12 +70,12 @@ class Parcel:
 
     def packed(self) -> bytes:
         """As it is kept; equal parcels are equal bytes."""
-        known = [number for offset, length, data in self._known for number in (offset, length, data is None)]
+        known = [number for offset, length, data in self.known for number in (offset, length, data is None)]
         pushed = [number for pair in self.pushed for number in pair]
         index = struct.pack(f"<{len(known) + len(pushed)}Q", *known, *pushed)
-        data = [piece.data for piece in self._known if piece.data is not None]
+        data = [piece.data for piece in self.known if piece.data is not None]
         total = _HEAD.size + len(index) + sum(map(len, data))
-        head = _HEAD.pack(_MAGIC, 0, total, self._size, len(self._known), len(self.pushed))[_SEALED:]
+        head = _HEAD.pack(_MAGIC, 0, total, self._size, len(self.known), len(self.pushed))[_SEALED:]
         return b"".join((_MAGIC, struct.pack("<Q", _digest(head, index, *data)), head, index, *data))
 
 

@@ -87,14 +87,15 @@ def _overtaken(document: NodeDocument, push: Push, wanted: Extents) -> tuple[Evi
 
 
 def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -> tuple[Evidence, ...]:
-    """What of the push lies in ranges that others have leased."""
+    """What of the push lies in ranges that others have leased, or have been granted since its owner's lease expired."""
     found = []
     for lease in leases:
-        if lease.holder == push.owner or lease.expires <= now:
-            continue
-        overlap = wanted.intersect(Extents.of(lease.extents))
+        late = lease.lost is not None and lease.holder == push.owner and push.base <= lease.lost and not push.force
+        held = lease.lost is None and lease.holder != push.owner and lease.expires > now
+        overlap = wanted.intersect(Extents.of(lease.extents)) if late or held else NOTHING
         if overlap:
-            found.append(Evidence("leased", lease.holder_name, None, overlap.total, overlap.pairs[:SHOWN]))
+            reason = "late" if late else "leased"
+            found.append(Evidence(reason, lease.holder_name, lease.lost, overlap.total, overlap.pairs[:SHOWN]))
     return tuple(found)
 
 
@@ -111,8 +112,11 @@ def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evide
     size = root.image.size()
     line = [g for g in there if g.position >= push.base]
 
+    def mine(generation: Generation) -> bool:
+        return generation.push.startswith(f"{push.owner}:")
+
     def own(generation: Generation) -> bool:
-        return generation.exact and generation.push.startswith(f"{push.owner}:")
+        return generation.exact and mine(generation)
 
     # Own pushes settle what is below them, and below the oldest of others' generations there is nothing: a branch that
     # nobody else interferes with is not compared with every push it ever made.
@@ -123,6 +127,9 @@ def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evide
             if own(generation):
                 settled = settled.union(changed)
                 continue
+            if mine(generation) and generation.others:
+                foreign = changed.intersect(Extents.of(generation.others))
+                settled, changed = settled.union(changed.subtract(foreign)), foreign
             changed = changed.subtract(settled).clip(0, size)
             if not changed:
                 continue
@@ -130,7 +137,8 @@ def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evide
             newest = opened.enter_context(closing(node.pool.open(document.image_id, name)))
             clash = extents.collect(extents.compared(source, newest, iter([list(changed)])))
             if clash:
-                author = generation.author or document.name
+                # In a push of the owner's: the root's host, at the same time.
+                author = document.name if mine(generation) else generation.author or document.name
                 found.append(Evidence("changed", author, generation.position, clash.total, clash.pairs[:SHOWN]))
     beyond = wanted.subtract(wanted.clip(0, size))
     if beyond:

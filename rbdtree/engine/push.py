@@ -88,6 +88,8 @@ def _describe(evidence: Evidence) -> str:
     match evidence.reason:
         case "leased":
             return f"{where} are leased by {evidence.author}"
+        case "late":
+            return f"{where} were leased by {evidence.author} until that lease expired and another node got them"
         case "base gone":
             return f"its base generation {evidence.position} is gone at the root"
         case "earlier":

@@ -25,7 +25,7 @@ def recall(sites: Sites, document: NodeDocument) -> str:
     while away and (parent := document.parent) is not None:
         try:
             above = Node.at(sites, parent)
-            with _claimed(above) as claim:
+            with claimed(above) as claim:
                 known = {p.push_id: p.state for p in above.read().pushes if p.push_id in away}
                 document = above.update(lambda d: _refused(d, owner), claim.cookie)
                 tidy.tidy(above, claim)
@@ -37,13 +37,13 @@ def recall(sites: Sites, document: NodeDocument) -> str:
 
 
 @contextmanager
-def _claimed(node: Node) -> Iterator[Claim]:
-    """At the root what is being published is published first."""
+def claimed(node: Node, purpose: str = "discard") -> Iterator[Claim]:
+    """At the root what is being published is published first: half of it would stay behind."""
     if node.read().kind is Kind.ROOT:
-        with cut.opened(node, "discard") as root:
+        with cut.opened(node, purpose) as root:
             yield root.claim
     else:
-        with Claim(node, "discard", wait=True) as claim:
+        with Claim(node, purpose, wait=True) as claim:
             yield claim
 
 

@@ -1,12 +1,15 @@
 """How a conflict ends. Nothing is thrown away without being named."""
 
+import uuid
+from contextlib import closing
 from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import marks, recall
+from rbdtree.engine import extents, marks, parcel, pushed, recall, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
+from rbdtree.engine.parcel import Parcel
 from rbdtree.model.document import Kind, NodeDocument, Push, PushState
 from rbdtree.model.name import ImageSpec
 from rbdtree.ports import Sites
@@ -40,7 +43,8 @@ def take_ours(node: Node) -> str:
             # Neither a lease nor an earlier push says that others changed a byte: that is for the root to find out.
             met = any(e.reason not in ("leased", "earlier", "lost") for e in push.evidence)
             forced = push.force or met
-            renewed.append(replace(push, number=number, after=after, force=forced, state=state, evidence=()))
+            taken = _as_branch(node, document, push, number) if forced and push.packed else push
+            renewed.append(replace(taken, number=number, after=after, force=forced, state=state, evidence=()))
             after = number
         old = {p.push_id for p in ours}
 
@@ -49,9 +53,28 @@ def take_ours(node: Node) -> str:
             return replace(d, pushes=(*kept, *renewed), push_number=number)
 
         node.update(change, claim.cookie)
+        tidy.drop_unfinished(node, node.read())
     return (
         f"{document.full_name} takes its own bytes; 'rbdtree push {document.full_name}' publishes them over the others'"
     )
+
+
+def _as_branch(node: Node, document: NodeDocument, push: Push, number: int) -> Push:
+    """Sectors are taken whole, over the others': the rest of them as the branch has it, with what its earlier pushes
+    changed there, and not as its base had it."""
+    packed = pushed.opened(node.pool, push)
+    if not isinstance(packed, Parcel):
+        return push
+    sectors = extents.whole_sectors(packed.pushed, packed.size())
+    around = sectors.subtract(packed.pushed)
+    if not around:
+        return push
+    with closing(node.pool.open(branches.require(document).image_id)) as image:
+        rest = parcel.of_source(image, around, around)
+    known = [*parcel.of_source(packed, packed.pushed, packed.pushed).known, *rest.known]
+    whole = Parcel(packed.size(), known, packed.pushed)
+    name = parcel.stem(push.owner, number, uuid.uuid4().hex[:8])
+    return replace(push, staging=parcel.store(node.pool, name, node.node_id, whole))
 
 
 def take_theirs(sites: Sites, node: Node, expiry_seconds: float) -> str:
@@ -63,7 +86,7 @@ def take_theirs(sites: Sites, node: Node, expiry_seconds: float) -> str:
 
 def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
     """The branch becomes an ordinary image of another name; the node is free for a new branch."""
-    with Claim(node, "resolve", wait=True) as claim:
+    with recall.claimed(node, "resolve") as claim:
         document = node.read()
         refused(document)
         branch = branches.require(document)

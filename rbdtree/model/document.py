@@ -15,9 +15,9 @@ from rbdtree.model.extent import Pair
 from rbdtree.model.policy import Settings
 from rbdtree.model.position import START, Generation, Position
 
-FORMAT = 3
-"""1 had no branches, pushes and leases, 2 no policies. An older rbdtree refuses a newer format: it would write
-back what it knows."""
+FORMAT = 4
+"""1 had no branches, pushes and leases, 2 no policies, 3 knew neither of lost leases nor of who else wrote. An older
+rbdtree refuses a newer format: it would write back what it knows."""
 DIRECTORY = "rbdtree_directory"
 """Object in every pool and namespace in use: omap ``node.<uuid>`` -> what it is, ``image.<image id>`` -> node uuid."""
 
@@ -221,13 +221,17 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to publish writes to ``extents`` until ``expires`` (seconds since 1970), in the root's document."""
+    """The right to publish writes to ``extents`` until ``expires`` (seconds since 1970), in the root's document.
+
+    ``lost``: it expired, and when the volume was at this generation somebody else was granted the ranges. What its
+    holder wrote over that one, or over an earlier one, is not published any more."""
 
     holder: str
     holder_name: str
     extents: tuple[Pair, ...]
     epoch: int
     expires: float
+    lost: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,13 +435,15 @@ def _migrated(raw: dict[str, Any]) -> dict[str, Any]:
         "push_number": 0,
         "pushes": [],
         "landed": [],
-        "leases": [],
         "discarding": [],
     }
     return {
         **added,
         **raw,
-        "generations": [{"author": "", "push": "", "exact": False, "portion": [], **g} for g in raw["generations"]],
+        "leases": [{"lost": None, **lease} for lease in raw.get("leases", [])],
+        "generations": [
+            {"author": "", "push": "", "exact": False, "others": [], "portion": [], **g} for g in raw["generations"]
+        ],
         "holds": [{"branch": False, **h} for h in raw["holds"]],
         "intent": {"push": "", "moved": 0.0, "relayed": 0.0, "portion": [], **raw["intent"]} if raw["intent"] else None,
     }
@@ -484,7 +490,12 @@ def _summary(raw: dict[str, Any]) -> Summary:
 
 
 def _generation(raw: dict[str, Any]) -> Generation:
-    return Generation(**{**raw, "position": Position.parse(raw["position"]), "portion": _pairs(raw["portion"])})
+    pairs = {"portion": _pairs(raw["portion"]), "others": _pairs(raw["others"])}
+    return Generation(**{**raw, "position": Position.parse(raw["position"]), **pairs})
+
+
+def _lease(raw: dict[str, Any]) -> Lease:
+    return Lease(**{**raw, "extents": _pairs(raw["extents"]), "lost": _position(raw["lost"])})
 
 
 def _hold(raw: dict[str, Any]) -> Hold:
@@ -559,7 +570,7 @@ def _document(raw: dict[str, Any]) -> NodeDocument:
         push_number=raw["push_number"],
         pushes=tuple(_push(p) for p in raw["pushes"]),
         landed=tuple((owner, number) for owner, number in raw["landed"]),
-        leases=tuple(Lease(**{**lease, "extents": _pairs(lease["extents"])}) for lease in raw["leases"]),
+        leases=tuple(map(_lease, raw["leases"])),
         discarding=tuple((image_id, name) for image_id, name in raw["discarding"]),
         policy=_settings(raw["policy"]),
         tree_policy=_settings(raw["tree_policy"]),

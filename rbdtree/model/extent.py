@@ -99,5 +99,11 @@ class Extents:
         gaps = ((a[0] + a[1], b[0] - a[0] - a[1]) for a, b in pairwise(edges))
         return Extents(tuple(gap for gap in gaps if gap[1] > 0))
 
+    def few(self, count: int) -> "Extents":
+        """These bytes, and the narrowest gaps between them, in ``count`` pairs at most."""
+        gaps = [(b[0] - a[0] - a[1], a[0] + a[1]) for a, b in pairwise(self.pairs)]
+        narrow = sorted(gaps)[: max(0, len(self.pairs) - count)]
+        return Extents.of((*self.pairs, *((offset, length) for length, offset in narrow)))
+
 
 NOTHING = Extents()

@@ -42,8 +42,9 @@ class Generation:
     ``snapshot_id`` is RBD's id at this node's replica; ``size_bytes`` the volume's size then; ``created`` when it was
     cut at the root (seconds since 1970); ``delta_bytes`` what changed since the generation before, None if unknown.
     ``author`` is the node whose push it is (empty: the root's own writes), ``push`` the push's id; ``exact`` says that
-    nothing but this push lies between it and the generation before. ``arrived`` is when this node had it (0: when it
-    was cut), ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
+    nothing but this push lies between it and the generation before; ``others``, where it does not, which ranges
+    somebody else wrote as well (empty: not known). ``arrived`` is when this node had it (0: when it was cut),
+    ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
     ``portion``: the ranges of the volume that this node holds of it (empty: all), which may differ from node to node.
     """
 
@@ -55,6 +56,7 @@ class Generation:
     author: str = ""
     push: str = ""
     exact: bool = False
+    others: tuple[Pair, ...] = ()
     arrived: float = 0.0
     followed: float = 0.0
     portion: tuple[Pair, ...] = ()

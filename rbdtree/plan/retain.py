@@ -192,7 +192,10 @@ def _age(seconds: float) -> str:
 
 
 def writer(generation: Generation) -> str:
-    """The node whose pushes, and nothing else, lie between a generation and the one before; empty for anything else."""
+    """The node whose pushes, and nothing else, lie between a generation and the one before; the push where it is known
+    what else does; empty for anything else."""
+    if generation.others:
+        return generation.push
     return generation.push.partition(":")[0] if generation.exact else ""
 
 
@@ -214,7 +217,7 @@ def struck(generations: tuple[Generation, ...], gone: frozenset[Position]) -> tu
             known = [delta for delta in deltas if delta is not None]
             alone = bool(found) and {writer(g) for g in between} == {writer(generation)}
             total = sum(known) if found and len(known) == len(deltas) else None
-            found.append(replace(generation, delta_bytes=total, exact=alone and generation.exact))
+            found.append(replace(generation, delta_bytes=total, exact=alone and generation.exact, others=()))
             between = []
         else:
             found.append(generation)

@@ -83,6 +83,27 @@ def resolve(volume: Volume, how: str, mine: dict[int, bytes], held: bytes) -> No
         rbd.RBD().remove(ioctx, "parked")
 
 
+def test_a_forced_push_of_a_journal_takes_back_nothing(rivals: Volume) -> None:
+    """Its records do not tell what is in the rest of a sector: what the branch's earlier pushes put there stays."""
+    rivals.cli("discard", f"{TREE}/m", "--yes")
+    rivals.branch("m", "--uplink", "journal")
+    with rivals.on_branch("m") as image:
+        image.write(b"early" * 20, AT)
+        image.flush()
+        rivals.cli("uplink", f"{TREE}/m", "--once")
+        rivals.expect({AT: b"early" * 20})
+        rivals.sync()
+        rivals.put("k", {AT + 300: b"others"})
+        rivals.push("k")
+        image.write(b"later", AT + 200)
+        image.flush()
+        rivals.cli("uplink", f"{TREE}/m", "--once", code=REFUSED)
+        rivals.cli("resolve", f"{TREE}/m", "--take", "ours")
+        rivals.cli("uplink", f"{TREE}/m", "--once")
+        rivals.expect({AT: image.read(AT, 512)})
+    rivals.check_model()
+
+
 def test_a_forced_push_is_whole_sectors(rivals: Volume) -> None:
     """Ours taken, nothing of the others' stays in a sector of ours; nor is an earlier write of our own taken back."""
     with rivals.on_branch("m") as image:

@@ -13,7 +13,7 @@ from rbdtree.model.document import Branch
 from rbdtree.model.position import push_snapshot_name
 from rbdtree.ports import Silent
 
-from .volume import BUSY, DIVERGED, KIB, MIB, UNSUPPORTED, Volume
+from .volume import BUSY, DIVERGED, KIB, MIB, REFUSED, UNSUPPORTED, Volume
 
 pytestmark = pytest.mark.ceph
 
@@ -373,6 +373,44 @@ def test_the_roots_host_writes_while_a_push_lands(volume: Volume, offset: int, m
     volume.forget_hashes()
     volume.check(current=True)
     assert not volume.document("root").generations[-1].exact
+
+
+@pytest.mark.parametrize("offset", [6 * MIB, 3 * MIB + 8192], ids=["elsewhere", "in the push"])
+def test_a_branch_does_not_meet_itself(volume: Volume, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root's host wrote while a push landed: the next push of the same branch meets these bytes, and no others."""
+    chain(volume)
+    apply, theirs = landing.apply, noise(4096, "the root's own")
+
+    def raced(*words: Any) -> Any:
+        done = apply(*words)
+        if words[0].node_id == volume.document("root").ref.node_id:
+            volume.write("root", {offset: theirs})
+        return done
+
+    with volume.on_branch("leaf") as image:
+        # In use, so that it does not move on.
+        image.write(noise(64 * KIB, "pushed"), 3 * MIB)
+        image.flush()
+        monkeypatch.setattr(landing, "apply", raced)
+        volume.push("leaf")
+        monkeypatch.undo()
+        volume.expect({3 * MIB: noise(64 * KIB, "pushed")})
+        volume.expect({offset: theirs})
+        volume.check_model()
+        for turn in range(2):
+            image.write(noise(32 * KIB, turn), 3 * MIB + 16 * KIB)
+            image.flush()
+            volume.expect({3 * MIB + 16 * KIB: noise(32 * KIB, turn)})
+            volume.push("leaf")
+            volume.check_model()
+        image.write(noise(512, "over"), offset)
+        image.flush()
+        before = volume.newest()
+        volume.push("leaf", code=REFUSED)
+        (evidence,) = volume.conflict("leaf")["evidence"]
+        assert (evidence["node"], evidence["total_bytes"]) == ("root", 512)
+        assert volume.newest() == before
+    volume.check_model()
 
 
 def test_a_clone_that_was_written_to_becomes_no_branch(volume: Volume) -> None:

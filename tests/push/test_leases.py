@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from live.world import TREE, admin_socket, noise
 
-from .volume import BUSY, MIB, MISUSED, REFUSED, Volume
+from .volume import BUSY, DIVERGED, MIB, MISUSED, REFUSED, Volume
 
 pytestmark = pytest.mark.ceph
 
@@ -120,6 +120,53 @@ def test_a_dead_holders_late_push_is_refused_and_kept(pair: Volume) -> None:
     pair.push("leaf", code=REFUSED)
     pair.check_model()
     assert pair.branch_bytes("leaf")[MIB : MIB + 512] == noise(512, "leaf")
+
+
+def test_a_late_push_into_what_another_was_granted(pair: Volume) -> None:
+    """Refused though no byte of it was changed: its writer's file system is not the one that is there now."""
+    pair.cli("lease", "acquire", f"{TREE}/leaf", "--portion", "0..8M", "--for", "1s")
+    pair.put("leaf", {MIB: noise(512, "leaf"), 9 * MIB: noise(512, "free")}, expect=False)
+    time.sleep(1.2)
+    # Nobody minds what others lease elsewhere.
+    pair.cli("lease", "acquire", f"{TREE}/k", "--portion", "4M..8M")
+    pair.put("k", {5 * MIB: noise(512, "k")})
+    pair.push("k", "--wait")
+    pair.cli("lease", "release", f"{TREE}/k")
+    pair.push("leaf", "--wait")
+    pair.expect({MIB: noise(512, "leaf"), 9 * MIB: noise(512, "free")})
+    pair.sync()
+    # Granted once more, it has not lost anything yet.
+    pair.cli("lease", "acquire", f"{TREE}/leaf", "--for", "1s")
+    pair.put("leaf", {2 * MIB: noise(512, "late")}, expect=False)
+    time.sleep(1.2)
+    pair.cli("lease", "acquire", f"{TREE}/k", "--portion", "0..4M")
+    pair.put("k", {3 * MIB: noise(512, "k2")})
+    pair.push("k", "--wait")
+    pair.cli("lease", "release", f"{TREE}/k")
+    assert held(pair) == []
+    pair.push("leaf", code=REFUSED)
+    (evidence,) = pair.conflict("leaf")["evidence"]
+    assert (evidence["reason"], evidence["total_bytes"]) == ("late", 512)
+    # It is told so, also by what only knows its parent.
+    pair.check_model()
+    pair.cli("resolve", f"{TREE}/leaf", "--take", "ours")
+    pair.expect({2 * MIB: noise(512, "late")})
+    pair.push("leaf", "--wait")
+    pair.put("leaf", {3 * MIB: noise(512, "next")})
+    pair.push("leaf", "--wait")
+    pair.sync()
+    pair.settled()
+
+
+def test_no_lease_for_whom_cannot_be_brought_up_to_date(pair: Volume) -> None:
+    """It would keep the others out for nothing."""
+    pair.root_write({9 * MIB: noise(512, "root")})
+    with pair.image("leaf") as image:
+        image.write(b"foreign", 0)
+    pair.cli("lease", "acquire", f"{TREE}/leaf", code=DIVERGED)
+    assert held(pair) == []
+    pair.cli("lease", "acquire", f"{TREE}/k")
+    assert [name for name, _ in held(pair)] == ["k"]
 
 
 @pytest.mark.release
