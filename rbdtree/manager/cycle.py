@@ -154,14 +154,14 @@ class Cycles:
         newest = unit.document.newest
         made = newest.created if newest else 0.0
         # A generation from the future was made before the clock was set back; it says nothing about now.
-        due = tick > unit.ticked and (tick > made or made > now + _SKEW_SECONDS)
+        due = tick != unit.ticked and (tick > made or made > now + _SKEW_SECONDS)
         if not due and unit.document.intent is None:
             return
         with cut.opened(node, "cut", self._reporter) as root:
             if due and root.changed():
                 cycle.cut = root.cut().position
             unit.document = root.document
-        unit.ticked = max(unit.ticked, tick) if due else unit.ticked
+        unit.ticked = tick if due else unit.ticked
 
     def _branch(self, unit: Unit, node: Node) -> None:
         unit.document = document = node.read()

@@ -10,6 +10,7 @@ One thread decides (``run``); whatever others find out reaches it through ``wake
 import threading
 import time
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -102,7 +103,7 @@ class Manager:
         self._locks = {site: ThreadPoolExecutor(1, thread_name_prefix=f"locks-{site}") for site in self._keepers}
         """Where locks are asked for and given back: a site that does not answer must not stop the others' edges."""
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
-        self._running = 0
+        self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
         self._gave = 0.0
         self._next_poll = 0.0
 
@@ -412,13 +413,12 @@ class Manager:
     def _dispatch(self, now: float) -> None:
         due = [u for u in self.units.values() if u.held and not u.running and max(u.due, u.not_before) <= now]
         due.sort(key=lambda u: (-u.policy.priority, u.due))
-        chosen: list[Unit] = []
-        busy: dict[str, int] = {}
-        for unit in self.units.values():
-            busy[unit.document.tree_id] = busy.get(unit.document.tree_id, 0) + unit.running
+        # A root cuts and publishes on time, however many edges copy.
+        chosen = [u for u in due if u.is_root]
+        busy = Counter(u.document.tree_id for u in self.units.values() if u.running and not u.is_root)
         for unit in due:
             tree = unit.document.tree_id
-            if self._running + len(chosen) < self._wish.jobs and busy[tree] < unit.policy.parallel:
+            if not unit.is_root and busy.total() < self._wish.jobs and busy[tree] < unit.policy.parallel:
                 busy[tree] += 1
                 chosen.append(unit)
         for unit in chosen:
@@ -429,8 +429,7 @@ class Manager:
         for unit in chosen:
             unit.running, unit.again = True, False
             unit.due = now + self._wish.poll
-            self._running += 1
-            self._workers.submit(self._work, unit)
+            (self._roots if unit.is_root else self._workers).submit(self._work, unit)
 
     def _desk(self, unit: Unit) -> Desk:
         upstream = unit.document.parent.node_id if unit.document.parent else unit.ref.node_id
@@ -447,7 +446,6 @@ class Manager:
             self._listener.cycle(unit, cycle)
         self._ended(unit, cycle)
         with self._moved:
-            self._running -= 1
             unit.running = False
             self._kicked = True
             self._moved.notify_all()
@@ -468,6 +466,9 @@ class Manager:
                 if kind is answer.Answer.PERSON:
                     unit.waits_since = now
             unit.whole_due = 0.0
+            if unit.is_root and unit.policy.schedule:
+                # Whatever else fails there, a cut may be possible.
+                unit.not_before = min(unit.not_before, now + max(_PERSON_SECONDS, self._next_cut(unit)))
             unit.due = unit.not_before
             if unit.again and unit.waits_since:
                 unit.not_before = unit.due = now + _PERSON_SECONDS
@@ -478,21 +479,26 @@ class Manager:
         if cycle.edge and cycle.edge.waits:
             soon.append(now + 1.0)
         policy = unit.policy
-        if unit.is_root:
-            clock = time.time()
-            soon += [now + schedule.next(clock) - clock for schedule in policy.schedule]
+        if unit.is_root and policy.schedule:
+            soon.append(now + self._next_cut(unit))
         if policy.push and unit.document.branch:
             soon.append(max(unit.pushed + policy.push, now + 0.1))
         if policy.scrub and not unit.is_root:
             soon.append(max(unit.scrub_due, now + 0.1))
         unit.due = min(soon)
 
+    @staticmethod
+    def _next_cut(unit: Unit) -> float:
+        """Seconds until its schedule wants one."""
+        clock = time.time()
+        return min(schedule.next(clock) - clock for schedule in unit.policy.schedule)
+
     # -- the end
 
     def _close(self) -> None:
         self._hurry.set()
         self.uplinks.close(10)
-        for pool in (self._workers, *self._locks.values()):
+        for pool in (self._workers, self._roots, *self._locks.values()):
             pool.shutdown(wait=False, cancel_futures=True)
         until = time.monotonic() + 15
         while any(unit.running for unit in self.units.values()) and time.monotonic() < until:

@@ -1,6 +1,7 @@
 """Managers over a tree in memory: what wakes them, whose edges are whose, what becomes of errors."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -178,3 +179,59 @@ def test_what_was_held_goes_when_it_is_let_go(grove: Grove, monkeypatch: pytest.
     until(lambda: left() == [1, 3], f"the held one and the newest are left, not {left()}")
     grove.node("root").update(lambda d: d.without_holds("user:me"))
     until(lambda: left() == [3], f"the newest is left, not {left()}")
+
+
+def test_a_root_waits_for_no_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cuts by its schedule while as many edges copy as may."""
+    from rbdtree.engine.edge import EdgeRun
+
+    let_go, busy, run = threading.Event(), threading.Event(), EdgeRun.run
+
+    def slow(self: EdgeRun, *words: Any) -> Any:
+        busy.set()
+        let_go.wait(30)
+        return run(self, *words)
+
+    monkeypatch.setattr(EdgeRun, "run", slow)
+    grove.policy("root", tree=True, parallel="1", schedule="1s")
+    grove.run(poll=60.0, jobs=1)
+    try:
+        for number in range(3):
+            grove.write(number * 4096, b"new" * 1000)
+            until(lambda number=number: len(grove.document("root").generations) > number, f"cut {number} is there")
+        assert busy.wait(10)
+        assert not grove.level()
+    finally:
+        let_go.set()
+    until(grove.level, "the others follow")
+
+
+def test_a_root_that_fails_at_something_else_still_cuts(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbdtree.manager.cycle import Cycles
+
+    def fails(*_: Any) -> None:
+        raise errors.CephError("retention is not possible here")
+
+    monkeypatch.setattr(Cycles, "_retain", fails)
+    grove.policy("root", tree=True, schedule="1s")
+    grove.run(poll=60.0)
+    for number in range(4):
+        grove.write(number * 4096, b"new" * 1000)
+        until(lambda number=number: len(grove.document("root").generations) > number, f"cut {number} is there")
+    assert grove.document("root").trouble
+
+
+def test_a_clock_that_is_set_back_stops_no_schedule(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbdtree.manager.cycle import Cycles
+
+    ahead, now = [86400.0], time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead[0])
+    monkeypatch.setitem(Cycles.__init__.__kwdefaults__, "clock", time.time)
+    grove.policy("root", tree=True, schedule="1s")
+    grove.run(poll=1.0)
+    grove.write(0, b"new" * 1000)
+    until(lambda: grove.document("root").generations, "a cut by a clock that is ahead")
+    ahead[0] = 0.0
+    for number in range(1, 3):
+        grove.write(number * 4096, b"new" * 1000)
+        until(lambda number=number: len(grove.document("root").generations) > number, f"cut {number} after it was set")
