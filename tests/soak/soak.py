@@ -51,6 +51,8 @@ NODES = (
 WRITER = str(Path(__file__).with_name("writer.py"))
 WRITERS = {"m2": 1, "c2": 2, "m4": 3}
 """Which nodes have a branch, and the quarter of the volume that each writes to: the first is the root's own."""
+JOURNALED = "m4"
+"""The one whose branch goes up by its journal."""
 
 
 class Soak:
@@ -91,7 +93,8 @@ class Soak:
             manager.start()
         within(60, "the managers bring the tree to its first generation", self.level)
         for name in WRITERS:
-            self.world.cli("branch", f"vol/{name}")
+            uplink = "journal" if name == JOURNALED else "snapshot"
+            self.world.cli("branch", f"vol/{name}", "--uplink", uplink)
 
     def documents(self) -> dict[str, NodeDocument]:
         return self.world.documents()
@@ -170,6 +173,7 @@ class Soak:
             (3, "kill -9 of an OSD", self._kill_osd),
             (2, "SIGSTOP of an OSD", self._freeze_osd),
             (2, "SIGSTOP of a mon", self._freeze_mon),
+            (2, "kill -9 of a mon", self._kill_mon),
             (2, "a pool filled", self._fill),
         ]
         weights = [weight for weight, _, _ in kinds]
@@ -283,6 +287,13 @@ class Soak:
             self._note(f"SIGSTOP mon.a of {site} for {pause:.0f} s")
             self._daemon(site, "mon.a", "pause")
             self.later(pause, f"resume mon.a of {site}", lambda: self._daemon(site, "mon.a", "resume"))
+
+    def _kill_mon(self) -> None:
+        site, pause = self.dice.choice("abc"), self.dice.uniform(1, 12)
+        if not self._down(site):
+            self._note(f"kill -9 mon.a of {site}, started again after {pause:.0f} s")
+            self._daemon(site, "mon.a", "kill")
+            self.later(pause, f"start mon.a of {site}", lambda: self._daemon(site, "mon.a", "start"))
 
     def _fill(self) -> None:
         site, pause = self.dice.choice("bc"), self.dice.uniform(8, 20)
