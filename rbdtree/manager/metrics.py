@@ -15,7 +15,7 @@ from rbdtree.manager import answer
 from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.service import Listener, Manager
 from rbdtree.manager.unit import Unit
-from rbdtree.model.document import Kind, PushState
+from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
 
 _NODE = ("tree", "node")
@@ -141,9 +141,9 @@ class Metrics(Listener):
         found = family("scrub_found_objects", "Objects that differed in the last pass or the one under way")
         troubled = family("trouble", "Failures in a row of an edge, by what a manager does about it", "kind", "answer")
         pushes = family("pushes", "Pushes at a node, by state", "state")
-        copying = family("intent_bytes", "Bytes of the volume done of the delta in flight", "of")
+        copying = family("intent_bytes", "Bytes of the volume done of the delta in flight, as of the last look", "of")
         for unit in units:
-            document = unit.document
+            document = _newest(manager, unit)
             where = [document.tree, unit.ref.name]
             for of, lack in self._lags(manager, unit):
                 generations.add_metric([*where, of], lack.generations)
@@ -177,7 +177,7 @@ class Metrics(Listener):
     def _lags(self, manager: Manager, unit: Unit) -> Iterator[tuple[str, Behind]]:
         if unit.is_root:
             return
-        document = unit.document
+        document = _newest(manager, unit)
         above = document.parent and manager.documents.get(document.parent.node_id)
         if above:
             yield "parent", behind(document.newest_position, above.generations)
@@ -190,8 +190,13 @@ class Metrics(Listener):
         tree = unit.document.tree_id
         for document in list(manager.documents.values()):
             if document.tree_id == tree and document.kind is Kind.ROOT:
-                return behind(unit.document.newest_position, document.generations)
+                return behind(_newest(manager, unit).newest_position, document.generations)
         return None
+
+
+def _newest(manager: Manager, unit: Unit) -> NodeDocument:
+    """Its document. What a cycle works with may be as old as the cycle; every look reads all documents anew."""
+    return manager.documents.get(unit.ref.node_id, unit.document) if unit.running else unit.document
 
 
 def _plain(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -83,6 +83,27 @@ def test_what_is_told(told: str) -> None:
     assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
 
 
+def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
+    """The second object has to wait until the first one is paid for."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.policy("m", bandwidth="256K")
+    for offset in (0, 4 << 20):
+        grove.write(offset, b"x" * (4 << 20))
+    grove.cut()
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    try:
+        done = 'rbdtree_node_intent_bytes{node="m",of="done",tree="t"} 4.194304e+06'
+        until(lambda: done in text(metrics), "the first object is told of")
+        assert grove.document("m").intent
+        assert 'node="m",result="changed"' not in text(metrics), "its cycle has not ended"
+    finally:
+        grove.close()
+
+
 def test_metrics_are_well_formed(promtool: str, told: str) -> None:
     tool(promtool, "check", "metrics", text=told)
 
