@@ -1,7 +1,8 @@
 """What a manager knows, for Prometheus (https://prometheus.io/docs/practices/naming).
 
 Counters grow with every cycle; gauges are worked out from the documents when they are asked for. A manager speaks of
-the edges that it has, so that several of them together tell of each edge once.
+the edges that it has, so that several of them together tell of each edge once; but for ``rbdtree_node_held``, which all
+tell that see the node.
 """
 
 import time
@@ -122,6 +123,14 @@ class Metrics(Listener):
         for site, error in manager.site_errors().items():
             up.add_metric([site], float(error is None))
         yield up
+        is_held = GaugeMetricFamily(
+            "rbdtree_node_held",
+            "Whether this manager has a node it may work on: one of all managers should",
+            labels=_NODE,
+        )
+        for unit in list(manager.units.values()):
+            is_held.add_metric([unit.document.tree, unit.ref.name], float(unit.held))
+        yield is_held
         yield from self._nodes(manager, units, now)
         yield from _uplinks(manager)
 

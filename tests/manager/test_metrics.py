@@ -83,6 +83,27 @@ def test_what_is_told(told: str) -> None:
     assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
 
 
+def test_every_manager_tells_whether_it_has_what_it_sees() -> None:
+    """The one reaches the root and the mirror, the other the mirror and the leaf"""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.add("leaf", "m", Kind.MIRROR, "c")
+    upper, lower = Metrics(), Metrics()
+    for metrics, sites in ((upper, "ab"), (lower, "bc")):
+        running = Running({name: grove.storages[name] for name in sites}, listener=metrics)
+        metrics.manager = running.manager
+        grove.managers.append(running)
+
+    def held(metrics: Metrics) -> dict[str, str]:
+        return dict(re.findall(r'rbdtree_node_held\{node="(\w+)",tree="t"\} ([01])\.0', text(metrics)))
+
+    try:
+        until(lambda: held(upper) == {"root": "1", "m": "1"}, "what it has")
+        until(lambda: held(lower) == {"m": "0", "leaf": "1"}, "what it has, and what it sees")
+    finally:
+        grove.close()
+
+
 def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
     """The second object has to wait until the first one is paid for."""
     grove = Grove()
