@@ -18,6 +18,7 @@ from rbdtree.manager.service import Listener, Manager
 from rbdtree.manager.unit import Unit
 from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
+from rbdtree.plan.health import unscrubbed_since
 
 _NODE = ("tree", "node")
 
@@ -146,7 +147,8 @@ class Metrics(Listener):
         met = family("rpo_met", "1 when it is not older")
         held = family("pinned_bytes", "Bytes changed since the oldest generation that somebody holds")
         held_age = family("pinned_seconds", "Age of the oldest generation that somebody holds")
-        scrubbed = family("scrub_age_seconds", "Since a whole pass of comparing with the parent ended")
+        scrubbed = family("scrub_age_seconds", "Since a whole comparison with the parent ended, or the first began")
+        wanted = family("scrub_wanted_seconds", "Within what time a whole comparison is wanted, by its policy")
         found = family("scrub_found_objects", "Objects that differed in the last pass or the one under way")
         troubled = family("trouble", "Failures in a row of an edge, by what a manager does about it", "kind", "answer")
         pushes = family("pushes", "Pushes at a node, by state", "state")
@@ -168,9 +170,11 @@ class Metrics(Listener):
             costs = pinned(document)
             held.add_metric(where, costs.bytes)
             held_age.add_metric(where, max(0.0, now - costs.oldest) if costs.oldest else 0.0)
+            if unit.policy.scrub is not None and not unit.is_root:
+                wanted.add_metric(where, unit.policy.scrub)
+                since = unscrubbed_since(document)
+                scrubbed.add_metric(where, max(0.0, now - since) if since else 0.0)
             if document.scrub:
-                if document.scrub.finished:
-                    scrubbed.add_metric(where, max(0.0, now - document.scrub.finished))
                 found.add_metric(where, document.scrub.found)
             if unit.trouble:
                 kind = answer.kind_of(unit.trouble)
@@ -181,7 +185,7 @@ class Metrics(Listener):
                 copying.add_metric([*where, "done"], document.intent.done_bytes)
                 copying.add_metric([*where, "total"], document.intent.size_bytes)
         yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
-        yield from (pushes, copying)
+        yield from (wanted, pushes, copying)
 
     def _lags(self, manager: Manager, unit: Unit) -> Iterator[tuple[str, Behind]]:
         if unit.is_root:

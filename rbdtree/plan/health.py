@@ -328,7 +328,7 @@ def _scrub(tree: str, document: NodeDocument, policy: Policy, now: float) -> lis
         )
     if policy.scrub is None or document.kind is Kind.ROOT:
         return found
-    since = scrub.finished or scrub.started if scrub else _first_seen(document)
+    since = unscrubbed_since(document)
     if since and now - since > _PASS * policy.scrub:
         age, wanted = format_duration(round(now - since)), format_duration(policy.scrub)
         said = f"the last whole comparison ended {age} ago"
@@ -348,6 +348,10 @@ def _scrub(tree: str, document: NodeDocument, policy: Policy, now: float) -> lis
     return found
 
 
-def _first_seen(document: NodeDocument) -> float:
-    """When the node had the oldest generation that it still has; 0: it has none."""
+def unscrubbed_since(document: NodeDocument) -> float:
+    """When the last whole comparison with its parent ended; where none has, when the first began; where none did that
+    either, when the node had the oldest generation that it still has. 0: it has none."""
+    scrub = document.scrub
+    if scrub:
+        return scrub.finished or scrub.started
     return min((g.arrived or g.created for g in document.generations), default=0.0)

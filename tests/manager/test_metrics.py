@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 
+from rbdtree.manager.cycle import Cycles
 from rbdtree.manager.metrics import Metrics
 from rbdtree.model.document import Kind
 
@@ -78,9 +81,36 @@ def test_what_is_told(told: str) -> None:
     assert value(told, 'rbdtree_node_lag_generations{node="m",of="root",tree="t"}') == 0
     assert value(told, 'rbdtree_node_rpo_met{node="m",tree="t"}') == 1
     assert value(told, 'rbdtree_node_scrub_found_objects{node="m",tree="t"}') == 0
+    assert value(told, 'rbdtree_node_scrub_wanted_seconds{node="m",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_scrub_age_seconds{node="m",tree="t"}') < 60
+    assert 'rbdtree_node_scrub_wanted_seconds{node="root' not in told
     assert value(told, "rbdtree_edges_held") == value(told, "rbdtree_edges_known") == 2
     assert value(told, 'rbdtree_cut_generations_total{node="root",tree="t"}') == 1
     assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
+
+
+def test_a_scrub_that_never_begins_grows_old_and_one_that_nobody_wants_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Cycles, "_scrub", lambda *_: None)
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.cut()
+    grove.policy("m", scrub="1h")
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, poll=0.2)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    age = 'rbdtree_node_scrub_age_seconds{node="m",tree="t"}'
+    try:
+        until(lambda: grove.document("m").generations and age in text(metrics), "it is told")
+        day = tuple(replace(g, arrived=time.time() - 86400) for g in grove.document("m").generations)
+        grove.node("m").update(lambda d: replace(d, generations=day))
+        until(lambda: value(text(metrics), age) >= 86400, "it counts from when the node had its first generation")
+        grove.policy("m", scrub="off")
+        until(lambda: age not in text(metrics), "it is not told any more")
+    finally:
+        grove.close()
 
 
 def test_every_manager_tells_whether_it_has_what_it_sees() -> None:
