@@ -2,7 +2,7 @@
 
 Counters grow with every cycle; gauges are worked out from the documents when they are asked for. A manager speaks of
 the edges that it has, so that several of them together tell of each edge once; but for ``rbdtree_node_held``, which all
-tell that see the node.
+tell that see the node, and ``rbdtree_node_unprotected_seconds``, which who has the root tells of all nodes.
 """
 
 import time
@@ -142,9 +142,11 @@ class Metrics(Listener):
         generations = family("lag_generations", "Generations a node lacks", "of")
         seconds = family("lag_seconds", "Between the newest generation there and the newest here", "of")
         size = family("lag_bytes", "Bytes a node lacks, at most", "of")
-        age = family("unprotected_seconds", "Age of the oldest generation a node lacks; 0 when it has all")
+        age = family(
+            "unprotected_seconds", "Age of the oldest generation a node lacks, at least; 0: of none that is seen"
+        )
         objective = family("rpo_seconds", "How old what a node lacks may be, by its policy")
-        met = family("rpo_met", "1 when it is not older")
+        met = family("rpo_met", "1 when it is not older; not told where only the root would know")
         held = family("pinned_bytes", "Bytes changed since the oldest generation that somebody holds")
         held_age = family("pinned_seconds", "Age of the oldest generation that somebody holds")
         scrubbed = family("scrub_age_seconds", "Since a whole comparison with the parent ended, or the first began")
@@ -161,12 +163,11 @@ class Metrics(Listener):
                 size.add_metric([*where, of], lack.bytes)
                 if lack.seconds is not None:
                     seconds.add_metric([*where, of], lack.seconds)
-                if of == "root" or (of == "parent" and self._root(manager, unit) is None):
-                    old = max(0.0, now - lack.oldest) if lack.oldest else 0.0
-                    age.add_metric(where, old)
-                    if unit.policy.rpo is not None:
-                        objective.add_metric(where, unit.policy.rpo)
-                        met.add_metric(where, float(old <= unit.policy.rpo))
+            self._age(manager, unit, now, age, met)
+            if unit.is_root:
+                _told(document, {other.ref.node_id for other in units}, now, age)
+            elif unit.policy.rpo is not None:
+                objective.add_metric(where, unit.policy.rpo)
             costs = pinned(document)
             held.add_metric(where, costs.bytes)
             held_age.add_metric(where, max(0.0, now - costs.oldest) if costs.oldest else 0.0)
@@ -187,6 +188,17 @@ class Metrics(Listener):
         yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
         yield from (wanted, pushes, copying)
 
+    def _age(self, manager: Manager, unit: Unit, now: float, age: GaugeMetricFamily, met: GaugeMetricFamily) -> None:
+        """Against the root or, out of its sight, the parent: what that lacks itself is not seen from here."""
+        lags, rpo = dict(self._lags(manager, unit)), unit.policy.rpo
+        lack = lags.get("root") or lags.get("parent")
+        if lack is None:
+            return
+        where, old = [unit.document.tree, unit.ref.name], _age_of(lack, now)
+        age.add_metric(where, old)
+        if rpo is not None and ("root" in lags or old > rpo):
+            met.add_metric(where, float(old <= rpo))
+
     def _lags(self, manager: Manager, unit: Unit) -> Iterator[tuple[str, Behind]]:
         if unit.is_root:
             return
@@ -205,6 +217,22 @@ class Metrics(Listener):
             if document.tree_id == tree and document.kind is Kind.ROOT:
                 return behind(_newest(manager, unit).newest_position, document.generations)
         return None
+
+
+def _age_of(lack: Behind, now: float) -> float:
+    return max(0.0, now - lack.oldest) if lack.oldest else 0.0
+
+
+def _told(root: NodeDocument, ours: set[str], now: float, age: GaugeMetricFamily) -> None:
+    """Of the nodes that are others', who may not see the root, by what the root was told of them."""
+    below = list(root.children)
+    while below:
+        child = below.pop()
+        if child.summary is None:
+            continue
+        below += child.summary.children
+        if child.ref.node_id not in ours:
+            age.add_metric([root.tree, child.ref.name], _age_of(behind(child.summary.position, root.generations), now))
 
 
 def _newest(manager: Manager, unit: Unit) -> NodeDocument:

@@ -134,6 +134,42 @@ def test_every_manager_tells_whether_it_has_what_it_sees() -> None:
         grove.close()
 
 
+def test_who_has_the_root_tells_what_those_lack_that_do_not_see_it() -> None:
+    """The leaf is level with the mirror, and nobody brings that on any more."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.add("leaf", "m", Kind.MIRROR, "c")
+    grove.policy("root", tree=True, rpo="1h")
+    grove.cut()
+
+    def running(sites: str) -> tuple[Running, Metrics]:
+        metrics = Metrics()
+        made = Running({name: grove.storages[name] for name in sites}, listener=metrics)
+        metrics.manager = made.manager
+        grove.managers.append(made)
+        return made, metrics
+
+    def told(metrics: Metrics, name: str) -> dict[str, float]:
+        found = re.findall(rf'rbdtree_node_{name}{{node="(\w+)",tree="t"}} (\S+)', text(metrics))
+        return {node: float(number) for node, number in found}
+
+    try:
+        both, both_told = running("ab")
+        _, lower = running("bc")
+        until(lambda: "leaf" in told(lower, "rpo_seconds"), "the leaf has its policy")
+        until(lambda: "leaf" in told(both_told, "unprotected_seconds"), "the root was told")
+        both.stop()
+        _, upper = running("a")
+        grove.write(0, b"more" * 1000)
+        grove.cut()
+        until(lambda: told(upper, "unprotected_seconds").get("leaf", 0) > 0.5, "it grows older")
+        assert told(upper, "unprotected_seconds").keys() == {"m", "leaf"}
+        assert told(lower, "unprotected_seconds") == {"leaf": 0}
+        assert told(lower, "rpo_met") == {}, "who sees the parent alone cannot know"
+    finally:
+        grove.close()
+
+
 def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
     """The second object has to wait until the first one is paid for."""
     grove = Grove()
