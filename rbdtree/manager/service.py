@@ -219,7 +219,8 @@ class Manager:
         try:
             forest = look(self._sites)
             wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
-            anew = self._watches.listen(wanted | self._directories())
+            # Silent ones are listened to by the look that follows their answer.
+            anew = self._watches.listen(wanted | self._directories(), frozenset(self._silent))
             with self._moved:
                 self._found = forest, anew
         except errors.Error as error:

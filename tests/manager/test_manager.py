@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rbdtree import errors
+from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine.loss import Window
 from rbdtree.manager import keeper, uplinks
@@ -114,6 +114,31 @@ def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: p
     assert running.held() == {"root", "m", "c"}
     mended.set()
     until(grove.level, "and the leaf at last")
+
+
+def test_nobody_listens_to_a_silent_site_until_it_answers(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its documents would be waited for in turn."""
+    mended, answers, watch = threading.Event(), keeper.Keeper.answers, memory.Pool.watch
+    asked: list[str] = []
+
+    def silent(self: keeper.Keeper) -> bool:
+        return (self.site != "c" or mended.is_set()) and answers(self)
+
+    def watched(self: memory.Pool, *words: Any) -> memory.Watch:
+        asked.append(self.site)
+        return watch(self, *words)
+
+    monkeypatch.setattr(keeper.Keeper, "answers", silent)
+    monkeypatch.setattr(memory.Pool, "watch", watched)
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(lambda: grove.document("m").newest and grove.document("c").newest, "the others have the generation")
+    until(lambda: {"a", "b"} <= set(asked), "these are listened to")
+    assert "c" not in asked
+    mended.set()
+    until(lambda: "c" in asked, "and that, too")
+    until(grove.level, "the leaf has the generation")
 
 
 def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
