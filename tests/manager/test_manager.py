@@ -1,6 +1,7 @@
 """Managers over a tree in memory: what wakes them, whose edges are whose, what becomes of errors."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine.loss import Window
-from rbdtree.manager import keeper, uplinks
+from rbdtree.manager import keeper, service, uplinks
 from rbdtree.model.document import Hold, Kind
 
 from .forest import Grove, until
@@ -139,6 +140,33 @@ def test_nobody_listens_to_a_silent_site_until_it_answers(grove: Grove, monkeypa
     mended.set()
     until(lambda: "c" in asked, "and that, too")
     until(grove.level, "the leaf has the generation")
+
+
+def test_who_waits_for_a_slot_keeps_nobody_busy(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clone is due, and the mirror copies for half a minute."""
+    decisions = 0
+    dispatch = service.Manager._dispatch
+
+    def counted(self: service.Manager, now: float) -> None:
+        nonlocal decisions
+        decisions += 1
+        dispatch(self, now)
+
+    monkeypatch.setattr(service.Manager, "_dispatch", counted)
+    grove.policy("root", tree=True, parallel="1")
+    grove.policy("m", bandwidth="256K", priority="10")
+    running = grove.run(poll=60.0)
+    until(lambda: running.held() == {"root", "m", "c", "leaf"}, "all are its own")
+    for offset in (0, 4 << 20):
+        grove.write(offset, b"x" * (4 << 20))
+    grove.cut()
+    until(lambda: (i := grove.document("m").intent) and i.done_bytes, "the first object is there")
+    clone = next(unit for unit in running.manager.units.values() if unit.ref.name == "c")
+    until(lambda: clone.due < time.monotonic() and not clone.running, "the clone has no slot")
+    before = decisions
+    time.sleep(1.0)
+    assert not clone.running
+    assert decisions - before < 30
 
 
 def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
