@@ -2,13 +2,14 @@
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rbdtree import errors
+from rbdtree.engine.claim import is_dead
 from rbdtree.engine.forest import Tree, look
 from rbdtree.manager.roster import roster
-from rbdtree.model.document import Kind
+from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.plan import health
 from rbdtree.plan.behind import behind
 from rbdtree.plan.health import Finding, Level
@@ -38,17 +39,28 @@ def run_check(session: Session) -> int:
         return _say(session, {"": [Finding(Level.UNKNOWN, "", "unknown", str(error), error.hint or "")]}, [], None)
     who = roster(forest)
     managers = len(who.managers) if who.managers or who.complete else None
-    found = {tree.name: _findings(tree, managers) for tree in trees}
+    found = {tree.name: _findings(tree, managers, who.edges) for tree in trees}
     return _say(session, found, [_figures(tree) for tree in trees], managers)
 
 
-def _findings(tree: Tree, managers: int | None) -> list[Finding]:
+def _findings(tree: Tree, managers: int | None, edges: dict[str, str]) -> list[Finding]:
     nodes = [
-        health.Seen(m.ref.name, m.parent_id, m.document, m.told.summary if m.told else None, m.problem)
+        health.Seen(
+            m.ref.name, m.parent_id, without_dead_uplink(m.document), m.told.summary if m.told else None, m.problem
+        )
         for m in tree.members.values()
     ]
+    holders = {m.ref.name: edges[name] for m in tree.members.values() if (name := f"{tree.name}/{m.ref.name}") in edges}
     broken = [Finding(Level.CRITICAL, name, "document", str(error), error.hint or "") for name, error in _broken(tree)]
-    return [*broken, *health.findings(tree.name, nodes, time.time(), managers)]
+    return [*broken, *health.findings(tree.name, nodes, time.time(), managers, holders)]
+
+
+def without_dead_uplink(document: NodeDocument | None) -> NodeDocument | None:
+    """Without the run of an uplink whose process was on this machine and is gone."""
+    branch = document.branch if document else None
+    if document and branch and is_dead(branch.session):
+        return replace(document, branch=replace(branch, session=""))
+    return document
 
 
 def _broken(tree: Tree) -> list[tuple[str, errors.Error]]:

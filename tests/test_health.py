@@ -1,10 +1,14 @@
 """``check``: what documents alone tell."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from rbdtree_cli import health
 
+from rbdtree.engine.claim import identity
 from rbdtree.model.document import (
+    Branch,
     Intent,
     Kind,
     NodeDocument,
@@ -19,7 +23,7 @@ from rbdtree.model.document import (
 )
 from rbdtree.model.policy import settings
 from rbdtree.model.position import Generation, Position
-from rbdtree.plan.health import IDLE_SECONDS, STUCK_SECONDS, Finding, Level, Seen, findings, worst
+from rbdtree.plan.health import IDLE_SECONDS, PUSH_SECONDS, STUCK_SECONDS, Finding, Level, Seen, findings, worst
 
 NOW = 1_800_000_000.0
 
@@ -48,9 +52,9 @@ def node(name: str, *generations: Generation, parent: str = "root", **more: obje
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def found(*documents: NodeDocument, managers: int | None = 1) -> list[Finding]:
+def found(*documents: NodeDocument, managers: int | None = 1, **holders: str) -> list[Finding]:
     seen = [Seen(d.name, d.parent.node_id if d.parent else "", d) for d in documents]
-    return findings("t", seen, NOW, managers)
+    return findings("t", seen, NOW, managers, holders)
 
 
 OLD, NEW = generation(1, 5000), generation(2, 700)
@@ -66,6 +70,7 @@ def test_all_is_well() -> None:
 INTENT = Intent(NEW.position, OLD.position, 1 << 30, NOW - 1000, "host:1", "", moved=NOW - 1000)
 PERSON = Trouble("Diverged", "t/m has diverged", "Run this.", 1, NOW, NOW, 0.0, "m1")
 AGAIN = Trouble("Unreachable", "no answer", "", 3, NOW, NOW, NOW + 5, "m1")
+WAITING = Push("id-m", "m", 7, OLD.position, PushState.STAGED, NOW - PUSH_SECONDS - 1)
 REFUSED = Push("id-m", "m", 7, OLD.position, PushState.CONFLICT, NOW)
 
 ROWS = [
@@ -86,6 +91,19 @@ ROWS = [
         replace(LEVEL, scrub=Scrub(0, NOW - 900, NOW - 900), policy=settings({"scrub": "5m"})),
         Level.WARNING,
         "scrub",
+    ),
+    ("a scrub never began", replace(LEVEL, policy=settings({"scrub": "5m"})), Level.WARNING, "scrub"),
+    ("a scrub has not begun yet", replace(LEVEL, policy=settings({"scrub": "1d"})), None, ""),
+    ("a push that waits", replace(LEVEL, pushes=(WAITING,)), Level.WARNING, "push"),
+    ("a push that was sent", replace(LEVEL, pushes=(replace(WAITING, state=PushState.SENT),)), Level.WARNING, "push"),
+    ("a fresh push", replace(LEVEL, pushes=(replace(WAITING, created=NOW - 60),)), None, ""),
+    ("a push that is published", replace(LEVEL, pushes=(replace(WAITING, state=PushState.PUBLISHED),)), None, ""),
+    ("another's push that waits here", replace(LEVEL, pushes=(replace(WAITING, owner="x"),)), Level.WARNING, "push"),
+    (
+        "another's push that went on",
+        replace(LEVEL, pushes=(replace(WAITING, owner="x", state=PushState.SENT),)),
+        None,
+        "",
     ),
     ("a refused push", replace(LEVEL, pushes=(REFUSED,)), Level.CRITICAL, "conflict"),
     ("somebody else's refused push", replace(LEVEL, pushes=(replace(REFUSED, owner="x"),)), None, ""),
@@ -115,6 +133,45 @@ def test_a_policy_that_nobody_carries_out() -> None:
     assert found(*planned, managers=1) == []
     assert found(*planned, managers=None) == [], "who cannot be asked is not missing"
     assert found(ROOT, LEVEL, managers=0) == [], "a tree that is brought on by hand needs none"
+
+
+def test_a_push_is_told_once() -> None:
+    """By who made it, wherever else it waits."""
+    upper = replace(LEVEL, pushes=(WAITING,))
+    seen = found(replace(ROOT, pushes=(WAITING,)), upper)
+    assert [(f.node, f.kind) for f in seen] == [("m", "push")]
+
+
+def test_a_policy_that_no_manager_of_this_tree_carries_out() -> None:
+    """Managers run, for other trees."""
+    wanted = settings({"schedule": "5m"})
+    planned = replace(ROOT, tree_policy=wanted), replace(LEVEL, tree_policy=wanted)
+    (finding,) = found(*planned, root="", m="")
+    assert (finding.level, finding.node, finding.kind) == (Level.CRITICAL, "root", "no manager")
+    assert found(*planned, root="host:1 (manager m1)", m="") == []
+    assert found(*planned) == [], "who cannot be asked is not missing"
+    assert [f.node for f in found(*planned, managers=0, root="", m="")] == [""], "told once"
+    scrubbed = replace(LEVEL, tree_policy=settings({"scrub": "1d"}))
+    assert [f.node for f in found(ROOT, scrubbed, root="", m="")] == ["m"], "a root has nothing to be compared with"
+
+
+def test_a_journal_branch_that_nobody_publishes() -> None:
+    branch = Branch("m-branch", "image", OLD.position, "journal", "since")
+    assert [(f.level, f.kind) for f in found(ROOT, replace(LEVEL, branch=branch), m="")] == [(Level.CRITICAL, "uplink")]
+    assert found(ROOT, replace(LEVEL, branch=branch), m="host:1 (manager m1)") == []
+    begun = replace(LEVEL, branch=replace(branch, session="somebody"))
+    assert [(f.level, f.kind) for f in found(ROOT, begun, m="")] == [(Level.WARNING, "uplink")]
+    assert found(ROOT, replace(LEVEL, branch=replace(branch, uplink="snapshot")), m="") == []
+
+
+def test_an_uplink_that_died_on_this_machine_is_none() -> None:
+    alive = identity("uplink 1", "")
+    dead = json.dumps({**json.loads(alive), "started": "long ago"})
+    for session, left in ((alive, alive), (dead, "")):
+        branch = Branch("m-branch", "image", OLD.position, "journal", "since", session=session)
+        seen = health.without_dead_uplink(replace(LEVEL, branch=branch))
+        assert seen
+        assert seen.branch == replace(branch, session=left)
 
 
 def test_what_cannot_be_reached_is_told_from_hearsay() -> None:

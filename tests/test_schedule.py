@@ -20,6 +20,10 @@ MIB = 1 << 20
         ("1h 14:20", MONDAY + 10, MONDAY - 40 * 60, MONDAY + 20 * 60),
         ("1d 03:30", MONDAY + 4 * HOUR, MONDAY + 3.5 * HOUR, MONDAY + 27.5 * HOUR),
         ("1d 03:30Z", MONDAY + 3 * HOUR, MONDAY - 20.5 * HOUR, MONDAY + 3.5 * HOUR),
+        ("24h 14:00:00-05:00", MONDAY + 20 * HOUR, MONDAY + 19 * HOUR, MONDAY + 43 * HOUR),
+        ("1d 01:30+02:00", MONDAY + DAY, MONDAY + 23.5 * HOUR, MONDAY + 47.5 * HOUR),
+        ("1d 01:30+0530", MONDAY + DAY, MONDAY + 20 * HOUR, MONDAY + 44 * HOUR),
+        ("1d 1:30-02", MONDAY + 4 * HOUR, MONDAY + 3.5 * HOUR, MONDAY + 27.5 * HOUR),
         ("10s", MONDAY + 19, MONDAY + 10, MONDAY + 20),
     ],
 )
@@ -28,7 +32,9 @@ def test_a_schedule_knows_the_last_and_the_next_time(text: str, now: float, last
     assert (schedule.last(now), schedule.next(now)) == (last, following)
 
 
-@pytest.mark.parametrize("text", ["5", "soon", "1h 25:00", "1h 00:20 utc", "500ms", "0m", "1h 14:00-05:00"])
+@pytest.mark.parametrize(
+    "text", ["5", "soon", "1h 25:00", "1h 00:20 utc", "500ms", "0m", "1h 14:00-25:00", "1h 14:00-"]
+)
 def test_what_is_no_schedule(text: str) -> None:
     with pytest.raises(errors.UsageError):
         Schedule.parse(text)

@@ -1,7 +1,8 @@
 """What a manager knows, for Prometheus (https://prometheus.io/docs/practices/naming).
 
 Counters grow with every cycle; gauges are worked out from the documents when they are asked for. A manager speaks of
-the edges that it has, so that several of them together tell of each edge once.
+the edges that it has, so that several of them together tell of each edge once; but for ``rbdtree_node_held``, which all
+tell that see the node, and ``rbdtree_node_unprotected_seconds``, which who has the root tells of all nodes.
 """
 
 import time
@@ -15,8 +16,9 @@ from rbdtree.manager import answer
 from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.service import Listener, Manager
 from rbdtree.manager.unit import Unit
-from rbdtree.model.document import Kind, PushState
+from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
+from rbdtree.plan.health import unscrubbed_since
 
 _NODE = ("tree", "node")
 
@@ -122,6 +124,14 @@ class Metrics(Listener):
         for site, error in manager.site_errors().items():
             up.add_metric([site], float(error is None))
         yield up
+        is_held = GaugeMetricFamily(
+            "rbdtree_node_held",
+            "Whether this manager has a node it may work on: one of all managers should",
+            labels=_NODE,
+        )
+        for unit in list(manager.units.values()):
+            is_held.add_metric([unit.document.tree, unit.ref.name], float(unit.held))
+        yield is_held
         yield from self._nodes(manager, units, now)
         yield from _uplinks(manager)
 
@@ -132,36 +142,40 @@ class Metrics(Listener):
         generations = family("lag_generations", "Generations a node lacks", "of")
         seconds = family("lag_seconds", "Between the newest generation there and the newest here", "of")
         size = family("lag_bytes", "Bytes a node lacks, at most", "of")
-        age = family("unprotected_seconds", "Age of the oldest generation a node lacks; 0 when it has all")
+        age = family(
+            "unprotected_seconds", "Age of the oldest generation a node lacks, at least; 0: of none that is seen"
+        )
         objective = family("rpo_seconds", "How old what a node lacks may be, by its policy")
-        met = family("rpo_met", "1 when it is not older")
+        met = family("rpo_met", "1 when it is not older; not told where only the root would know")
         held = family("pinned_bytes", "Bytes changed since the oldest generation that somebody holds")
         held_age = family("pinned_seconds", "Age of the oldest generation that somebody holds")
-        scrubbed = family("scrub_age_seconds", "Since a whole pass of comparing with the parent ended")
+        scrubbed = family("scrub_age_seconds", "Since a whole comparison with the parent ended, or the first began")
+        wanted = family("scrub_wanted_seconds", "Within what time a whole comparison is wanted, by its policy")
         found = family("scrub_found_objects", "Objects that differed in the last pass or the one under way")
         troubled = family("trouble", "Failures in a row of an edge, by what a manager does about it", "kind", "answer")
         pushes = family("pushes", "Pushes at a node, by state", "state")
-        copying = family("intent_bytes", "Bytes of the volume done of the delta in flight", "of")
+        copying = family("intent_bytes", "Bytes of the volume done of the delta in flight, as of the last look", "of")
         for unit in units:
-            document = unit.document
+            document = _newest(manager, unit)
             where = [document.tree, unit.ref.name]
             for of, lack in self._lags(manager, unit):
                 generations.add_metric([*where, of], lack.generations)
                 size.add_metric([*where, of], lack.bytes)
                 if lack.seconds is not None:
                     seconds.add_metric([*where, of], lack.seconds)
-                if of == "root" or (of == "parent" and self._root(manager, unit) is None):
-                    old = max(0.0, now - lack.oldest) if lack.oldest else 0.0
-                    age.add_metric(where, old)
-                    if unit.policy.rpo is not None:
-                        objective.add_metric(where, unit.policy.rpo)
-                        met.add_metric(where, float(old <= unit.policy.rpo))
+            self._age(manager, unit, now, age, met)
+            if unit.is_root:
+                _told(document, {other.ref.node_id for other in units}, now, age)
+            elif unit.policy.rpo is not None:
+                objective.add_metric(where, unit.policy.rpo)
             costs = pinned(document)
             held.add_metric(where, costs.bytes)
             held_age.add_metric(where, max(0.0, now - costs.oldest) if costs.oldest else 0.0)
+            if unit.policy.scrub is not None and not unit.is_root:
+                wanted.add_metric(where, unit.policy.scrub)
+                since = unscrubbed_since(document)
+                scrubbed.add_metric(where, max(0.0, now - since) if since else 0.0)
             if document.scrub:
-                if document.scrub.finished:
-                    scrubbed.add_metric(where, max(0.0, now - document.scrub.finished))
                 found.add_metric(where, document.scrub.found)
             if unit.trouble:
                 kind = answer.kind_of(unit.trouble)
@@ -172,12 +186,23 @@ class Metrics(Listener):
                 copying.add_metric([*where, "done"], document.intent.done_bytes)
                 copying.add_metric([*where, "total"], document.intent.size_bytes)
         yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
-        yield from (pushes, copying)
+        yield from (wanted, pushes, copying)
+
+    def _age(self, manager: Manager, unit: Unit, now: float, age: GaugeMetricFamily, met: GaugeMetricFamily) -> None:
+        """Against the root or, out of its sight, the parent: what that lacks itself is not seen from here."""
+        lags, rpo = dict(self._lags(manager, unit)), unit.policy.rpo
+        lack = lags.get("root") or lags.get("parent")
+        if lack is None:
+            return
+        where, old = [unit.document.tree, unit.ref.name], _age_of(lack, now)
+        age.add_metric(where, old)
+        if rpo is not None and ("root" in lags or old > rpo):
+            met.add_metric(where, float(old <= rpo))
 
     def _lags(self, manager: Manager, unit: Unit) -> Iterator[tuple[str, Behind]]:
         if unit.is_root:
             return
-        document = unit.document
+        document = _newest(manager, unit)
         above = document.parent and manager.documents.get(document.parent.node_id)
         if above:
             yield "parent", behind(document.newest_position, above.generations)
@@ -190,8 +215,29 @@ class Metrics(Listener):
         tree = unit.document.tree_id
         for document in list(manager.documents.values()):
             if document.tree_id == tree and document.kind is Kind.ROOT:
-                return behind(unit.document.newest_position, document.generations)
+                return behind(_newest(manager, unit).newest_position, document.generations)
         return None
+
+
+def _age_of(lack: Behind, now: float) -> float:
+    return max(0.0, now - lack.oldest) if lack.oldest else 0.0
+
+
+def _told(root: NodeDocument, ours: set[str], now: float, age: GaugeMetricFamily) -> None:
+    """Of the nodes that are others', who may not see the root, by what the root was told of them."""
+    below = list(root.children)
+    while below:
+        child = below.pop()
+        if child.summary is None:
+            continue
+        below += child.summary.children
+        if child.ref.node_id not in ours:
+            age.add_metric([root.tree, child.ref.name], _age_of(behind(child.summary.position, root.generations), now))
+
+
+def _newest(manager: Manager, unit: Unit) -> NodeDocument:
+    """Its document. What a cycle works with may be as old as the cycle; every look reads all documents anew."""
+    return manager.documents.get(unit.ref.node_id, unit.document) if unit.running else unit.document
 
 
 def _plain(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -105,6 +105,7 @@ class Manager:
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
         self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
         self._gave = 0.0
+        self._decided = 0.0
         self._next_poll = 0.0
 
     # -- for others
@@ -179,9 +180,10 @@ class Manager:
             self._close()
 
     def _pause(self) -> float:
+        """Until a unit falls due. What was due already has no slot, and waits for the end of a cycle, which kicks."""
         now = time.monotonic()
         dues = [max(u.due, u.not_before) for u in self.units.values() if u.held and not u.running]
-        return max(0.01, min([due - now for due in dues], default=1.0))
+        return max(0.01, min([due - now for due in dues if due > self._decided], default=1.0))
 
     def _decide(self) -> None:
         with self._moved:
@@ -190,7 +192,7 @@ class Manager:
             self._kicked = False
             found, self._found = self._found, None
             taken, self._taken = self._taken, []
-        now = time.monotonic()
+        now = self._decided = time.monotonic()
         self._look_at_sites()
         for name in lost:
             self._give_up(name)
@@ -220,7 +222,8 @@ class Manager:
         try:
             forest = look(self._sites)
             wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
-            anew = self._watches.listen(wanted | self._directories())
+            # Silent ones are listened to by the look that follows their answer.
+            anew = self._watches.listen(wanted | self._directories(), frozenset(self._silent))
             with self._moved:
                 self._found = forest, anew
         except errors.Error as error:

@@ -35,25 +35,37 @@ class Watches:
         self.lost = 0
         """How many had to be registered anew."""
 
-    def listen(self, wanted: set[Listened]) -> list[Listened]:
+    def listen(self, wanted: set[Listened], silent: frozenset[str] = frozenset()) -> list[Listened]:
         """Listens to exactly these. Those that were not listened to before, or lost, are returned: to be looked at, for
-        something may have been missed. Blocks while a cluster does not answer."""
+        something may have been missed. Those at ``silent`` sites stay as they are: each would wait for an answer. So
+        would the others of a site that falls silent meanwhile."""
         with self._guard:
             for gone in set(self._watches) - wanted:
-                self._drop(gone)
-            anew = []
+                if gone.site not in silent:
+                    self._drop(gone)
+            anew: list[Listened] = []
+            dead = set(silent)
             for one in wanted:
                 known = self._watches.get(one)
-                if known and known.alive():
+                if one.site in dead or (known and known.alive()):
+                    continue
+                try:
+                    fresh = self._watch(one)
+                except errors.Unreachable:
+                    dead.add(one.site)
+                    continue
+                except errors.Error:
                     continue
                 if known:
                     self.lost += 1
                     self._drop(one)
-                with suppress(errors.Error):
-                    pool = self._sites.cluster(one.site).pool(one.pool, one.namespace)
-                    self._watches[one] = pool.watch(one.object, lambda one=one: self._told(one))  # type: ignore[misc]
-                    anew.append(one)
+                self._watches[one] = fresh
+                anew.append(one)
             return anew
+
+    def _watch(self, one: Listened) -> Watch:
+        pool = self._sites.cluster(one.site).pool(one.pool, one.namespace)
+        return pool.watch(one.object, lambda: self._told(one))
 
     def _drop(self, one: Listened) -> None:
         with suppress(errors.Error):

@@ -2,6 +2,7 @@
 
     5m                                  every five minutes, counted from midnight UTC
     1h 00:20                            every hour, at twenty past (rbd: interval and start time)
+    24h 14:00:00-05:00                  every day at two in the afternoon, five hours behind UTC
     08:00 20M; 18:00 off                20 MiB/s by day, no limit from six in the evening on
     mon-fri 08:00 20M; 00:00 off        limited on weekdays from eight to midnight
 
@@ -17,6 +18,7 @@ from rbdtree.model.name import format_duration, parse_size
 _DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?:Z|\+00:00)?")
+_START = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?:Z|([+-])([01]\d|2[0-3]):?([0-5]\d)?)?")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = 86400
 _THURSDAY = 3
@@ -43,19 +45,24 @@ class Schedule:
     @classmethod
     def parse(cls, text: str) -> "Schedule":
         """``INTERVAL [START]``: rbd's, whose intervals are in m, h and d, and whose start times are times of day in
-        UTC; seconds are understood too."""
+        UTC, or with their distance from it; seconds are understood too."""
         interval, *rest = text.split()
         seconds = parse_duration(interval)
         if seconds < 1:
             raise errors.UsageError(f"{text!r}: an interval is 1s at least", "Write for example 30s, 5m or 1h.")
         if not rest:
             return cls(seconds)
-        time = _TIME.fullmatch(rest[0])
+        time = _START.fullmatch(rest[0])
         if len(rest) > 1 or not time:
             raise errors.UsageError(
-                f"{text!r} is not a schedule", "Write INTERVAL or INTERVAL HH:MM (UTC), for example '1d 03:30'."
+                f"{text!r} is not a schedule",
+                "Write INTERVAL or INTERVAL HH:MM (UTC, or HH:MM+HH:MM), for example '1d 03:30' or '1d 03:30+02:00'.",
             )
-        start = int(time[1]) * 3600 + int(time[2]) * 60 + int(time[3] or 0)
+        hour, minute, second, sign, hours, minutes = time.groups(default="0")
+        start = int(hour) * 3600 + int(minute) * 60 + int(second)
+        ahead = int(hours) * 3600 + int(minutes) * 60
+        # What is ahead of UTC comes earlier. (rbd's own scheduler adds the distance: rbd_support, Ceph 16.)
+        start += ahead if sign == "-" else -ahead
         return cls(seconds, start % seconds)
 
     def last(self, now: float) -> float:

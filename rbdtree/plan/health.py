@@ -1,10 +1,12 @@
-"""What is wrong with a tree, by its documents alone. Pure: the clock and who manages are arguments.
+"""What is wrong with a tree, by its documents. Pure: the clock, who manages, and whose each edge is are arguments.
 
 A dead edge is told by the absence of progress, whoever should have made it: also where no manager runs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from types import MappingProxyType
 
 from rbdtree.model.document import Kind, NodeDocument, PushState, Summary
 from rbdtree.model.name import format_duration
@@ -16,6 +18,10 @@ STUCK_SECONDS = 180.0
 """A delta in flight that has not got on for so long is stuck; a worker notes its progress every second or two."""
 IDLE_SECONDS = 600.0
 """A generation that nobody has begun to bring down for so long, where no rpo says what is too long."""
+PUSH_SECONDS = 600.0
+"""A push that was taken so long ago and is not published yet; documents do not tell how far its bytes are."""
+_ON_THEIR_WAY = (PushState.TAKING, PushState.STAGED, PushState.SENT)
+_NOT_ASKED: Mapping[str, str] = MappingProxyType({})
 _FAILURES = 3
 _PASS = 1.5
 
@@ -51,8 +57,11 @@ class Seen:
     problem: str = ""
 
 
-def findings(tree: str, nodes: list[Seen], now: float, managers: int | None) -> list[Finding]:
-    """Worst first. ``managers``: how many run, None when that could not be asked."""
+def findings(
+    tree: str, nodes: list[Seen], now: float, managers: int | None, holders: Mapping[str, str] = _NOT_ASKED
+) -> list[Finding]:
+    """Worst first. ``managers``: how many run, None when that could not be asked. ``holders``: who has the edge to each
+    node (or the root), by its name; empty for nobody. Nodes that could not be asked are not in it."""
     root = next((n.document for n in nodes if n.document and n.document.kind is Kind.ROOT), None)
     found: list[Finding] = []
     if root is None:
@@ -77,6 +86,9 @@ def findings(tree: str, nodes: list[Seen], now: float, managers: int | None) -> 
         found += _lapsed(node.document)
         found += _progress(tree, node.document, documents, root, policy, now)
         found += _scrub(tree, node.document, policy, now)
+        found += _pushes(tree, node.document, documents, now)
+        if holders.get(node.name) == "":
+            found += _unmanaged(tree, node.document, policy, managers)
     if managers == 0 and wanted:
         found.append(
             Finding(
@@ -105,6 +117,59 @@ def _wants(policy: Policy) -> str:
     if policy.push is not None:
         return "pushes"
     return "scrubs" if policy.scrub is not None else ""
+
+
+def _unmanaged(tree: str, document: NodeDocument, policy: Policy, managers: int | None) -> list[Finding]:
+    """Of a node whose edge nobody has: what is done by managers alone, and waits for one."""
+    found: list[Finding] = []
+    name, branch = document.name, document.branch
+    if managers != 0 and (wanted := _waits_for_manager(document, policy)):
+        text = f"no manager has it, and its policy has {wanted}"
+        hint = "See 'rbdtree managers' for which run: one of them has to be for this tree and reach its sites."
+        found.append(Finding(Level.CRITICAL, name, "no manager", text, hint))
+    if branch and branch.uplink == "journal" and branch.image_id:
+        hint = f"Start a manager, or 'rbdtree uplink {tree}/{name}'."
+        if branch.session:
+            text = "no manager publishes what is written to its branch, and an uplink begun elsewhere may be gone"
+            found.append(Finding(Level.WARNING, name, "uplink", text, hint))
+        else:
+            text = "nobody publishes what is written to its branch: no uplink of it runs"
+            found.append(Finding(Level.CRITICAL, name, "uplink", text, hint))
+    return found
+
+
+def _waits_for_manager(document: NodeDocument, policy: Policy) -> str:
+    """What its policy has that is done at this very node."""
+    policy = replace(policy, scrub=None) if document.kind is Kind.ROOT else replace(policy, schedule=())
+    return _wants(policy if document.branch else replace(policy, push=None))
+
+
+def _pushes(tree: str, document: NodeDocument, documents: dict[str, NodeDocument], now: float) -> list[Finding]:
+    """Pushes that do not come up: told by who made them or, where that cannot be reached, by the node they wait at."""
+    own = document.ref.node_id
+    old = [
+        push
+        for push in document.pushes
+        if now - push.created > PUSH_SECONDS
+        and (
+            (push.owner == own and push.state in _ON_THEIR_WAY)
+            or (push.owner not in documents and push.state is PushState.STAGED)
+        )
+    ]
+    if not old:
+        return []
+    oldest = min(old, key=lambda push: push.created)
+    age = format_duration(round(now - oldest.created))
+    which = "a push" if len(old) == 1 else f"{len(old)} pushes, the oldest one"
+    return [
+        Finding(
+            Level.WARNING,
+            document.name,
+            "push",
+            f"{which} of {oldest.owner_name} was taken {age} ago, and is not published yet ({oldest.state})",
+            f"'rbdtree push {tree}/{oldest.owner_name} --wait' goes on with it, and says what it waits for.",
+        )
+    ]
 
 
 def _hearsay(tree: str, node: Seen, root: NodeDocument | None, now: float) -> list[Finding]:
@@ -261,17 +326,32 @@ def _scrub(tree: str, document: NodeDocument, policy: Policy, now: float) -> lis
                 f"'rbdtree verify {tree}/{name}' shows what differs now.",
             )
         )
-    if policy.scrub is not None and document.kind is not Kind.ROOT and scrub:
-        since = scrub.finished or scrub.started
-        if since and now - since > _PASS * policy.scrub:
-            found.append(
-                Finding(
-                    Level.WARNING,
-                    name,
-                    "scrub",
-                    f"the last whole comparison ended {format_duration(round(now - since))} ago, wanted every "
-                    f"{format_duration(policy.scrub)}",
-                    "Raise scrub_rate, or see whether a manager runs ('rbdtree managers').",
-                )
+    if policy.scrub is None or document.kind is Kind.ROOT:
+        return found
+    since = unscrubbed_since(document)
+    if since and now - since > _PASS * policy.scrub:
+        age, wanted = format_duration(round(now - since)), format_duration(policy.scrub)
+        said = f"the last whole comparison ended {age} ago"
+        if scrub is None:
+            said = f"it was never compared with its parent, and has been here for {age} at least"
+        elif not scrub.finished:
+            said = f"the first comparison began {age} ago, and has not ended"
+        found.append(
+            Finding(
+                Level.WARNING,
+                name,
+                "scrub",
+                f"{said}, wanted every {wanted}",
+                "Raise scrub_rate, or see whether a manager runs ('rbdtree managers').",
             )
+        )
     return found
+
+
+def unscrubbed_since(document: NodeDocument) -> float:
+    """When the last whole comparison with its parent ended; where none has, when the first began; where none did that
+    either, when the node had the oldest generation that it still has. 0: it has none."""
+    scrub = document.scrub
+    if scrub:
+        return scrub.finished or scrub.started
+    return min((g.arrived or g.created for g in document.generations), default=0.0)

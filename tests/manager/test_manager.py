@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rbdtree import errors
+from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine.loss import Window
-from rbdtree.manager import keeper, uplinks
+from rbdtree.manager import keeper, service, uplinks
 from rbdtree.model.document import Hold, Kind
 
 from .forest import Grove, until
@@ -115,6 +115,58 @@ def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: p
     assert running.held() == {"root", "m", "c"}
     mended.set()
     until(grove.level, "and the leaf at last")
+
+
+def test_nobody_listens_to_a_silent_site_until_it_answers(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its documents would be waited for in turn."""
+    mended, answers, watch = threading.Event(), keeper.Keeper.answers, memory.Pool.watch
+    asked: list[str] = []
+
+    def silent(self: keeper.Keeper) -> bool:
+        return (self.site != "c" or mended.is_set()) and answers(self)
+
+    def watched(self: memory.Pool, *words: Any) -> memory.Watch:
+        asked.append(self.site)
+        return watch(self, *words)
+
+    monkeypatch.setattr(keeper.Keeper, "answers", silent)
+    monkeypatch.setattr(memory.Pool, "watch", watched)
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(lambda: grove.document("m").newest and grove.document("c").newest, "the others have the generation")
+    until(lambda: {"a", "b"} <= set(asked), "these are listened to")
+    assert "c" not in asked
+    mended.set()
+    until(lambda: "c" in asked, "and that, too")
+    until(grove.level, "the leaf has the generation")
+
+
+def test_who_waits_for_a_slot_keeps_nobody_busy(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clone is due, and the mirror copies for half a minute."""
+    decisions = 0
+    dispatch = service.Manager._dispatch
+
+    def counted(self: service.Manager, now: float) -> None:
+        nonlocal decisions
+        decisions += 1
+        dispatch(self, now)
+
+    monkeypatch.setattr(service.Manager, "_dispatch", counted)
+    grove.policy("root", tree=True, parallel="1")
+    grove.policy("m", bandwidth="256K", priority="10")
+    running = grove.run(poll=60.0)
+    until(lambda: running.held() == {"root", "m", "c", "leaf"}, "all are its own")
+    for offset in (0, 4 << 20):
+        grove.write(offset, b"x" * (4 << 20))
+    grove.cut()
+    until(lambda: (i := grove.document("m").intent) and i.done_bytes, "the first object is there")
+    clone = next(unit for unit in running.manager.units.values() if unit.ref.name == "c")
+    until(lambda: clone.due < time.monotonic() and not clone.running, "the clone has no slot")
+    before = decisions
+    time.sleep(1.0)
+    assert not clone.running
+    assert decisions - before < 30
 
 
 def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:

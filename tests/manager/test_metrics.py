@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 
+from rbdtree.manager.cycle import Cycles
 from rbdtree.manager.metrics import Metrics
 from rbdtree.model.document import Kind
 
@@ -78,9 +81,114 @@ def test_what_is_told(told: str) -> None:
     assert value(told, 'rbdtree_node_lag_generations{node="m",of="root",tree="t"}') == 0
     assert value(told, 'rbdtree_node_rpo_met{node="m",tree="t"}') == 1
     assert value(told, 'rbdtree_node_scrub_found_objects{node="m",tree="t"}') == 0
+    assert value(told, 'rbdtree_node_scrub_wanted_seconds{node="m",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_scrub_age_seconds{node="m",tree="t"}') < 60
+    assert 'rbdtree_node_scrub_wanted_seconds{node="root' not in told
     assert value(told, "rbdtree_edges_held") == value(told, "rbdtree_edges_known") == 2
     assert value(told, 'rbdtree_cut_generations_total{node="root",tree="t"}') == 1
     assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
+
+
+def test_a_scrub_that_never_begins_grows_old_and_one_that_nobody_wants_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Cycles, "_scrub", lambda *_: None)
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.cut()
+    grove.policy("m", scrub="1h")
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, poll=0.2)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    age = 'rbdtree_node_scrub_age_seconds{node="m",tree="t"}'
+    try:
+        until(lambda: grove.document("m").generations and age in text(metrics), "it is told")
+        day = tuple(replace(g, arrived=time.time() - 86400) for g in grove.document("m").generations)
+        grove.node("m").update(lambda d: replace(d, generations=day))
+        until(lambda: value(text(metrics), age) >= 86400, "it counts from when the node had its first generation")
+        grove.policy("m", scrub="off")
+        until(lambda: age not in text(metrics), "it is not told any more")
+    finally:
+        grove.close()
+
+
+def test_every_manager_tells_whether_it_has_what_it_sees() -> None:
+    """The one reaches the root and the mirror, the other the mirror and the leaf"""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.add("leaf", "m", Kind.MIRROR, "c")
+    upper, lower = Metrics(), Metrics()
+    for metrics, sites in ((upper, "ab"), (lower, "bc")):
+        running = Running({name: grove.storages[name] for name in sites}, listener=metrics)
+        metrics.manager = running.manager
+        grove.managers.append(running)
+
+    def held(metrics: Metrics) -> dict[str, str]:
+        return dict(re.findall(r'rbdtree_node_held\{node="(\w+)",tree="t"\} ([01])\.0', text(metrics)))
+
+    try:
+        until(lambda: held(upper) == {"root": "1", "m": "1"}, "what it has")
+        until(lambda: held(lower) == {"m": "0", "leaf": "1"}, "what it has, and what it sees")
+    finally:
+        grove.close()
+
+
+def test_who_has_the_root_tells_what_those_lack_that_do_not_see_it() -> None:
+    """The leaf is level with the mirror, and nobody brings that on any more."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.add("leaf", "m", Kind.MIRROR, "c")
+    grove.policy("root", tree=True, rpo="1h")
+    grove.cut()
+
+    def running(sites: str) -> tuple[Running, Metrics]:
+        metrics = Metrics()
+        made = Running({name: grove.storages[name] for name in sites}, listener=metrics)
+        metrics.manager = made.manager
+        grove.managers.append(made)
+        return made, metrics
+
+    def told(metrics: Metrics, name: str) -> dict[str, float]:
+        found = re.findall(rf'rbdtree_node_{name}{{node="(\w+)",tree="t"}} (\S+)', text(metrics))
+        return {node: float(number) for node, number in found}
+
+    try:
+        both, both_told = running("ab")
+        _, lower = running("bc")
+        until(lambda: "leaf" in told(lower, "rpo_seconds"), "the leaf has its policy")
+        until(lambda: "leaf" in told(both_told, "unprotected_seconds"), "the root was told")
+        both.stop()
+        _, upper = running("a")
+        grove.write(0, b"more" * 1000)
+        grove.cut()
+        until(lambda: told(upper, "unprotected_seconds").get("leaf", 0) > 0.5, "it grows older")
+        assert told(upper, "unprotected_seconds").keys() == {"m", "leaf"}
+        assert told(lower, "unprotected_seconds") == {"leaf": 0}
+        assert told(lower, "rpo_met") == {}, "who sees the parent alone cannot know"
+    finally:
+        grove.close()
+
+
+def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
+    """The second object has to wait until the first one is paid for."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.policy("m", bandwidth="256K")
+    for offset in (0, 4 << 20):
+        grove.write(offset, b"x" * (4 << 20))
+    grove.cut()
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    try:
+        done = 'rbdtree_node_intent_bytes{node="m",of="done",tree="t"} 4.194304e+06'
+        until(lambda: done in text(metrics), "the first object is told of")
+        assert grove.document("m").intent
+        assert 'node="m",result="changed"' not in text(metrics), "its cycle has not ended"
+    finally:
+        grove.close()
 
 
 def test_metrics_are_well_formed(promtool: str, told: str) -> None:
