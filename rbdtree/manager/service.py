@@ -11,9 +11,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rbdtree import errors
 from rbdtree.engine import copy as copying
@@ -432,7 +433,14 @@ class Manager:
         for unit in chosen:
             unit.running, unit.again = True, False
             unit.due = now + self._wish.poll
-            (self._roots if unit.is_root else self._workers).submit(self._work, unit)
+            work = (self._roots if unit.is_root else self._workers).submit(self._work, unit)
+            work.add_done_callback(partial(self._cancelled, unit))
+
+    @staticmethod
+    def _cancelled(unit: Unit, work: "Future[None]") -> None:
+        """The manager ended before its turn came."""
+        if work.cancelled():
+            unit.running = False
 
     def _desk(self, unit: Unit) -> Desk:
         upstream = unit.document.parent.node_id if unit.document.parent else unit.ref.node_id

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -287,3 +288,27 @@ def test_a_clock_that_is_set_back_stops_no_schedule(grove: Grove, monkeypatch: p
     for number in range(1, 3):
         grove.write(number * 4096, b"new" * 1000)
         until(lambda number=number: len(grove.document("root").generations) > number, f"cut {number} after it was set")
+
+
+def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbdtree.manager.cycle import Cycles
+
+    began, run = threading.Event(), Cycles.run
+
+    def slow(self: Cycles, *words: Any, **more: Any) -> Any:
+        began.set()
+        time.sleep(2)
+        return run(self, *words, **more)
+
+    monkeypatch.setattr(Cycles, "run", slow)
+    manager = service.Manager(grove.sites, service.Wish(poll=60.0))
+    manager._workers = ThreadPoolExecutor(1)
+    thread = threading.Thread(target=manager.run)
+    thread.start()
+    assert began.wait(10)
+    time.sleep(1)
+    assert sum(unit.running for unit in manager.units.values()) > 2
+    since = time.monotonic()
+    manager.stop()
+    thread.join(30)
+    assert time.monotonic() - since < 10
