@@ -247,6 +247,16 @@ class Maps:
                     self.state.write(now)
                 raise
 
+    def clear(self, record: Record) -> None:
+        """What a former command left of it; nothing when it is whole by now, or gone. ``Busy`` when it is in use."""
+        with self.state.locked(record.key):
+            now = self.state.record(record.key)
+            found = self.find(now) if now else ""
+            if now is None or (now.step == MAPPED and found):
+                return
+            with self._to_itself(now, found, force=False):
+                self._take_down(now, force=True)
+
     @contextmanager
     def _to_itself(self, record: Record, found: str, *, force: bool) -> Iterator[None]:
         """Refuses while others use it."""

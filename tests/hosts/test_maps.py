@@ -1,0 +1,73 @@
+"""Maps and mounts in the state of a host, over a driver whose devices are files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_parts import source
+
+from rbdtree import errors, memory
+from rbdtree.config import Host
+from rbdtree.host import doctor
+from rbdtree.host.holds import Keeper
+from rbdtree.host.maps import Maps
+from rbdtree.host.state import MAPPED, MAPPING, Record, State
+
+
+class Files:
+    """Of every map a file in its folder."""
+
+    name = "files"
+
+    def missing(self) -> str:
+        return ""
+
+    def refuses(self, record: Record) -> str:
+        return ""
+
+    def present(self) -> tuple[str, ...]:
+        return ()
+
+    def find(self, record: Record, place: Path) -> str:
+        return str(place / "disk") if (place / "disk").exists() else ""
+
+    def map(self, record: Record, place: Path, conf: Path) -> str:
+        (place / "disk").write_bytes(bytes(512))
+        return str(place / "disk")
+
+    def unmap(self, record: Record, place: Path, *, force: bool) -> None:
+        (place / "disk").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Maps:
+    conf = tmp_path / "a.conf"
+    conf.write_text("[global]\n")
+    said: list[errors.Error] = []
+    made = Maps(State(tmp_path / "run"), Host(), Keeper(memory.Sites({})), said.append)
+    made.drivers = {"files": Files()}
+    return made
+
+
+def conf(maps: Maps) -> str:
+    return str(maps.state.root.parent / "a.conf")
+
+
+# -- doctor
+
+
+def test_doctor_leaves_a_map_that_has_been_finished_meanwhile(maps: Maps) -> None:
+    """It looked while another command was in the middle of it."""
+    half = Record("k", source(), "files", step=MAPPING)
+    maps.state.write(half)
+    (finding,) = [f for f in doctor.maps_left(maps) if f.cure]
+    disk = maps.drivers["files"].map(half, maps.state.place("k"), Path())
+    maps.state.write(replace(half, step=MAPPED, base=disk, device=disk))
+    assert finding.cure
+    finding.cure()
+    assert maps.find(half) == disk
+    Path(disk).unlink()
+    (finding,) = [f for f in doctor.maps_left(maps) if f.cure]
+    assert finding.cure
+    finding.cure()
+    assert not maps.state.records()
