@@ -139,24 +139,17 @@ class Maps:
     def _adoptable(self, record: Record, source: Source, wish: Wish) -> bool:
         same = replace(record.source, size_bytes=source.size_bytes) == source
         base = self.drivers[record.driver].find(record, self.state.place(record.key))
-        return bool(base) and same and (wish.exclusive, wish.quiesce) == (record.exclusive, record.quiesce)
+        asked, has = ((one.exclusive, one.quiesce, one.hook) for one in (wish, record))
+        return bool(base) and same and asked == has
 
     def _check_same(self, record: Record, source: Source, wish: Wish) -> None:
         name, what = source.full_name, source.described
-        if record.source.image_id != source.image_id:
+        other = difference(record, source, wish)
+        if other:
             raise errors.Busy(
-                f"{name} is mapped here as {record.device}, over another image ({record.source.described})",
+                f"{name}: {what} is mapped here as {record.device}, {other}",
                 f"Run 'rbdtree unmap {record.device}' first.",
             )
-        for asked, has, option in (
-            (wish.exclusive, record.exclusive, "--exclusive"),
-            (wish.quiesce, record.quiesce, "--quiesce"),
-        ):
-            if asked and not has:
-                raise errors.Busy(
-                    f"{name}: {what} is mapped here as {record.device}, without {option}",
-                    f"Run 'rbdtree unmap {record.device}' first.",
-                )
         if wish.driver and wish.driver != record.driver:
             self.say(errors.Busy(f"{name} is mapped here already, with {record.driver}: {record.device}"))
 
@@ -295,6 +288,19 @@ class Maps:
             except errors.Busy:
                 if not force:
                     raise
+
+
+def difference(record: Record, source: Source, wish: Wish) -> str:
+    """What a map lacks of what is asked for now, in a phrase; empty when it will do."""
+    if record.source.image_id != source.image_id:
+        return f"over another image ({record.source.described})"
+    for asked, has, option in (
+        (wish.exclusive, record.exclusive, "--exclusive"),
+        (wish.quiesce, record.quiesce, "--quiesce"),
+    ):
+        if asked and not has:
+            return f"without {option}"
+    return "with another --quiesce-hook, or none" if wish.hook and wish.hook != record.hook else ""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rbdtree import errors
 from rbdtree.host import device, filesystem, mounting, tools
-from rbdtree.host.maps import Maps, Wish
+from rbdtree.host.maps import Maps, Wish, difference
 from rbdtree.host.source import Source
 from rbdtree.host.state import MountRecord, Record
 
@@ -44,18 +44,20 @@ class Mounts:
 
     # -- mounting
 
-    def mount(self, source: Source, wish: Wish, record: MountRecord) -> MountRecord:
-        """Idempotent: what is mounted there already stays."""
+    def mount(self, source: Source, wish: Wish, record: MountRecord, *, exact: bool = False) -> MountRecord:
+        """Idempotent: what is mounted there already stays, ``Busy`` when it is not what is asked for.
+
+        ``exact``: this generation and no other; without, one that was the newest once will do."""
         directory = record.directory
         with self.state.locked(_lock(directory)):
             before = self.state.mount(directory)
             if before is not None:
                 before = self._settle(before)
                 if before is not None:
-                    if (before.tree, before.node, before.write) != (record.tree, record.node, record.write):
+                    other = self._difference(before, source, wish, record, exact=exact)
+                    if other:
                         raise errors.Busy(
-                            f"{before.tree}/{before.node} is mounted at {directory}",
-                            f"Run 'rbdtree umount {directory}' first.",
+                            f"{other} is mounted at {directory}", f"Run 'rbdtree umount {directory}' first."
                         )
                     kept = replace(
                         before,
@@ -82,6 +84,22 @@ class Mounts:
             done = replace(record, key=key, fstype=fstype)
             self.state.write_mount(done)
             return done
+
+    def _difference(self, there: MountRecord, source: Source, wish: Wish, asked: MountRecord, *, exact: bool) -> str:
+        """What is mounted there instead of what is asked for, in a phrase; empty when it will do."""
+        name = f"{there.tree}/{there.node}"
+        if (there.tree, there.node, there.write) != (asked.tree, asked.node, asked.write):
+            return name
+        if asked.options and asked.options != there.options:
+            return f"{name}, with other options ({there.options or 'none'}),"
+        shown = self.state.record(there.key)
+        if shown is None:
+            return ""
+        name = f"{shown.source.described} of {name}"
+        if shown.source.key != source.key:
+            return name if exact or asked.write else ""
+        other = difference(shown, source, wish)
+        return f"{name}, {other}," if other else ""
 
     def _mount(self, mapped: Record, directory: str, write: bool, options: str) -> str:
         """The file system's kind."""

@@ -366,6 +366,34 @@ def test_a_mount_and_its_end(filled: tuple[Here, Path]) -> None:
 
 
 @pytest.mark.hosts
+def test_a_mount_that_is_not_what_is_asked_for_is_said(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    here, directory = filled
+    older = newest(here)
+    change(here, tmp_path, "second")
+    here("sync", "--cut", "fs")
+    here("mount", "fs/m", directory, "--driver", "fuse")
+    here("mount", "fs/m", directory, "--at", newest(here))
+    for words in (("fs/m", directory, "--at", older), ("fs/m", directory, "-o", "noatime"), ("fs/root", directory)):
+        refused = here("mount", *words, code=16)
+        assert f"is mounted at {directory}" in refused.err
+        assert f"rbdtree umount {directory}" in refused.err
+    # One that was the newest once will do.
+    change(here, tmp_path, "third")
+    here("sync", "--cut", "fs")
+    here("mount", "fs/m", directory)
+    here("umount", directory)
+    here("mount", "fs/root", directory, "--write", "--driver", "fuse")
+    assert "without --quiesce" in here("mount", "fs/root", directory, "--write", "--quiesce", code=16).err
+    assert "the volume" in here("mount", "fs/root", directory, "--write", "--branch", code=16).err
+    here("umount", directory)
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "true", "--driver", "fuse")
+    changed = ("fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "false")
+    assert "another --quiesce-hook" in here("mount", *changed, code=16).err
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "true")
+    here("umount", directory)
+
+
+@pytest.mark.hosts
 def test_two_mounts_of_one_generation_share_a_device(filled: tuple[Here, Path], tmp_path: Path) -> None:
     here, directory = filled
     other = tmp_path / "other"

@@ -10,7 +10,8 @@ from rbdtree import errors, memory
 from rbdtree.config import Host
 from rbdtree.host import doctor
 from rbdtree.host.holds import Keeper
-from rbdtree.host.maps import Maps
+from rbdtree.host.maps import Maps, Wish, difference
+from rbdtree.host.source import VOLUME
 from rbdtree.host.state import MAPPED, MAPPING, Record, State
 
 
@@ -51,6 +52,26 @@ def maps(tmp_path: Path) -> Maps:
 
 def conf(maps: Maps) -> str:
     return str(maps.state.root.parent / "a.conf")
+
+
+# -- what is there, and what is asked for
+
+
+@pytest.mark.parametrize(
+    ("has", "wish", "expected"),
+    [
+        ({}, Wish(), ""),
+        ({"quiesce": True, "hook": "x", "exclusive": True}, Wish(), ""),
+        ({"quiesce": True, "hook": "x"}, Wish(quiesce=True, hook="x"), ""),
+        ({}, Wish(exclusive=True), "without --exclusive"),
+        ({"hook": "x"}, Wish(quiesce=True, hook="x"), "without --quiesce"),
+        ({"quiesce": True, "hook": "x"}, Wish(quiesce=True, hook="y"), "with another --quiesce-hook, or none"),
+        ({"quiesce": True}, Wish(quiesce=True, hook="y"), "with another --quiesce-hook, or none"),
+    ],
+)
+def test_a_map_that_lacks_what_is_asked_for(has: dict[str, object], wish: Wish, expected: str) -> None:
+    record = Record("k", source(what=VOLUME), "files", **has)  # type: ignore[arg-type]
+    assert difference(record, record.source, wish) == expected
 
 
 # -- doctor
