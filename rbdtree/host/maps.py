@@ -25,7 +25,7 @@ Say = Callable[[errors.Error], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How something is to be mapped. ``driver`` empty: the best that this host has."""
+    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by the table of maps."""
 
     driver: str = ""
     portion: tuple[int, int] | None = None
@@ -33,6 +33,7 @@ class Wish:
     quiesce: bool = False
     hook: str = ""
     copy_on_read: bool = False
+    boot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Maps:
             if before is not None:
                 found = self._again(before, source, wish)
                 if found is not None:
-                    return self._asked_for(found) if found.for_mount and not for_mount else found
+                    return self._asked_for(found, wish) if not for_mount else found
             made = Record(
                 key=key,
                 source=source,
@@ -103,13 +104,15 @@ class Maps:
                 copy_on_read=wish.copy_on_read,
                 started=time.time(),
                 for_mount=for_mount,
+                boot=wish.boot and not for_mount,
             )
             return self._map(made, wish)
 
-    def _asked_for(self, record: Record) -> Record:
+    def _asked_for(self, record: Record, wish: Wish) -> Record:
         """Somebody wants the device itself: it stays when its mounts have gone."""
-        kept = replace(record, for_mount=False)
-        self.state.write(kept)
+        kept = replace(record, for_mount=False, boot=record.boot or wish.boot)
+        if kept != record:
+            self.state.write(kept)
         return kept
 
     def foreseen(self, source: Source, wish: Wish) -> Record:

@@ -581,6 +581,30 @@ def test_a_table_of_maps(filled: tuple[Here, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.hosts
+def test_what_the_table_made_is_stopped_and_no_more(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    """Also below a symbolic link; what was mapped by hand stays, and a line with a mistake stops nothing."""
+    here, directory = filled
+    older = newest(here)
+    here("sync", "--cut", "fs")
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    table = tmp_path / "maps"
+    table.write_text(f"fs/m - driver=nbd\nfs/m {link} driver=fuse\nfs/root - driver=fuse\n")
+    here("map", "fs/root", "--portion", "0..1M", "--driver", "fuse")
+    here("map", "fs/root", "--at", older, "--driver", "fuse")
+    said = here("maps", "start", "--table", table, code=22)
+    assert "2 of 2 lines started" in said.out
+    assert "'nbd' is no driver" in said.err
+    assert (directory / "word").read_text() == "first\n"
+    assert len(mapped(here)) == 4
+    assert "'nbd' is no driver" in here("maps", "stop", "--table", table, code=22).err
+    assert not os.path.ismount(directory)
+    kept = {(row["node"], row["generation"], bool(row["portion"])) for row in mapped(here)}
+    assert kept == {("fs/root", newest(here), True), ("fs/root", older, False)}
+    here("unmap", "--all")
+
+
+@pytest.mark.hosts
 def test_doctor_mends_what_was_left(vol: Here) -> None:
     vol("map", "vol/m", "--driver", "fuse")
     (pid,) = daemons(vol)
