@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -545,6 +546,58 @@ def test_a_hook_that_hangs_or_fails_stops_nothing(filled: tuple[Here, Path], hoo
 
 @pytest.mark.hosts
 def test_a_freeze_whose_cut_died_thaws_by_itself(filled: tuple[Here, Path]) -> None:
+@pytest.mark.hosts
+def test_two_mounts_of_one_file_system_are_frozen_once(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    here, directory = filled
+    other = tmp_path / "other"
+    other.mkdir()
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--driver", "fuse")
+    here.shell(f"mount --bind {directory} {other}")
+    try:
+        (directory / "word").write_text("twice\n")
+        assert "without a clean freeze" not in here("cut", "fs").err
+        assert mapped(here)[0]["last_freeze"]["directories"] == [str(directory)]
+    finally:
+        here.shell(f"umount {other}")
+    here("umount", directory)
+
+
+@pytest.mark.hosts
+def test_file_systems_on_partitions_are_frozen(here: Here, tmp_path: Path) -> None:
+    here.tree("parts")
+    inside, nested = tmp_path / "inside", tmp_path / "nested"
+    inside.mkdir()
+    nested.mkdir()
+    device = here("map", "parts/root", "--write", "--quiesce", "--driver", "fuse").out.strip()
+    table = bytearray(512)
+    struct.pack_into("<B3sB3sII", table, 446, 0, bytes(3), 0x83, bytes(3), 2048, 40960)
+    struct.pack_into("<B3sB3sII", table, 462, 0, bytes(3), 0x83, bytes(3), 45056, 40960)
+    table[510:] = b"\x55\xaa"
+    Path(device).write_bytes(table)
+    here.shell(f"partx --add {device} && mkfs.ext4 -q {device}p1 && mkfs.ext4 -q {device}p2")
+    over = here.shell(f"losetup --find --show {device}p2").out.strip()
+    try:
+        here.shell(f"mount {device}p1 {inside} && mount {over} {nested}")
+        assert "without a clean freeze" not in here("cut", "parts").err
+        assert set(mapped(here)[0]["last_freeze"]["directories"]) == {str(inside), str(nested)}
+        # Mounted where nobody here can see it.
+        here.shell(f"umount {nested}")
+        hidden = subprocess.Popen(
+            ["unshare", "--mount", "/bin/sh", "-c", f"mount {over} {nested}; echo; exec sleep 60"],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert hidden.stdout
+            hidden.stdout.readline()
+            assert f"{over} is in use where it cannot be frozen" in here("cut", "parts").err
+        finally:
+            hidden.kill()
+            hidden.communicate()
+    finally:
+        here.shell(f"umount {nested}; umount {inside}; losetup --detach {over}; partx --delete {device}", code=None)
+    here("unmap", device)
+
+
     here, directory = filled
     here.config.write_text(here.config.read_text() + '\n[host]\nfreeze_limit = "2s"\n')
     here("mount", "fs/root", directory, "--write", "--quiesce", "--driver", "fuse")
