@@ -8,7 +8,7 @@ from test_parts import source
 
 from rbdtree import errors, memory
 from rbdtree.config import Host
-from rbdtree.host import doctor
+from rbdtree.host import doctor, krbd
 from rbdtree.host.holds import Keeper
 from rbdtree.host.maps import Maps, Wish, difference
 from rbdtree.host.source import VOLUME
@@ -92,3 +92,23 @@ def test_doctor_leaves_a_map_that_has_been_finished_meanwhile(maps: Maps) -> Non
     assert finding.cure
     finding.cure()
     assert not maps.state.records()
+
+
+# -- krbd
+
+
+def test_the_device_is_the_one_that_rbd_names(maps: Maps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process gave a number back after the look at what is there, and this map got it."""
+    record = Record("k", source(image_id="i", snapshot="s"), "krbd", known=("/dev/rbd0",))
+    devices = tmp_path / "devices"
+    (devices / "0").mkdir(parents=True)
+    for name, value in (("image_id", "i"), ("cluster_fsid", ""), ("current_snap", "s")):
+        (devices / "0" / name).write_text(f"{value}\n")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, line in (("rbd", "echo /dev/rbd0"), ("modprobe", "exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(krbd, "_DEVICES", devices)
+    assert krbd.Krbd().map(record, tmp_path, tmp_path / "a.conf") == "/dev/rbd0"
