@@ -81,7 +81,7 @@ class Mounts:
                 with suppress(errors.Error):
                     self._drop(key)
                 raise
-            done = replace(record, key=key, fstype=fstype)
+            done = replace(record, key=key, told=key, fstype=fstype)
             self.state.write_mount(done)
             return done
 
@@ -174,19 +174,32 @@ class Mounts:
                 trouble="",
             )
             self.state.write_mount(done)
-        self._tell(done, source, device_of=mapped.device)
-        return done
+        return self.tell(done)
 
-    def _tell(self, record: MountRecord, source: Source, device_of: str) -> None:
-        """The operator's command; one that fails or hangs is said, and changes nothing."""
-        if not record.on_switch:
-            return
+    def tell(self, record: MountRecord) -> MountRecord:
+        """Runs the operator's command for what is mounted now, unless it has been: that is noted after its end, so that
+        of a follower that died in between the next one runs it."""
+        shown = self.state.record(record.key)
+        if record.told == record.key or shown is None:
+            return record
+        if record.on_switch:
+            self._run_command(record, shown)
+        with self.state.locked(_lock(record.directory)):
+            now = self.state.mount(record.directory)
+            if now is None:
+                return record
+            told = replace(now, told=record.key)
+            self.state.write_mount(told)
+            return told
+
+    def _run_command(self, record: MountRecord, shown: Record) -> None:
+        """One that fails or hangs is said, and changes nothing."""
         environment = {
             **os.environ,
-            "RBDTREE_NODE": source.full_name,
-            "RBDTREE_GENERATION": source.position,
+            "RBDTREE_NODE": shown.source.full_name,
+            "RBDTREE_GENERATION": shown.source.position,
             "RBDTREE_DIRECTORY": record.directory,
-            "RBDTREE_DEVICE": device_of,
+            "RBDTREE_DEVICE": shown.device,
         }
         try:
             done = subprocess.run(
@@ -322,6 +335,7 @@ def follow(
         current = mounts.leave(record.directory)
         if current is None:
             return
+        current = mounts.tell(current)
         try:
             source, wish = newest()
             if mounts.maps.key(source, wish) != current.key:

@@ -69,7 +69,8 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class MountRecord:
     """One mount. ``key``: of the map that is mounted; ``next``: of the one that a switch is under way to; ``leaving``:
-    of maps whose files are still open."""
+    of maps whose files are still open; ``told``: of the one for which the command for a switch has been run, or need
+    not be."""
 
     directory: str
     tree: str
@@ -84,6 +85,7 @@ class MountRecord:
     follower: int = 0
     leaving: tuple[str, ...] = ()
     switches: int = 0
+    told: str = ""
     trouble: str = ""
 
 

@@ -11,8 +11,9 @@ from rbdtree.config import Host
 from rbdtree.host import doctor, krbd
 from rbdtree.host.holds import Keeper
 from rbdtree.host.maps import Maps, Wish, difference
-from rbdtree.host.source import VOLUME
-from rbdtree.host.state import MAPPED, MAPPING, Record, State
+from rbdtree.host.mounts import Mounts, follow
+from rbdtree.host.source import VOLUME, Source
+from rbdtree.host.state import MAPPED, MAPPING, MountRecord, Record, State
 
 
 class Files:
@@ -112,3 +113,25 @@ def test_the_device_is_the_one_that_rbd_names(maps: Maps, tmp_path: Path, monkey
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setattr(krbd, "_DEVICES", devices)
     assert krbd.Krbd().map(record, tmp_path, tmp_path / "a.conf") == "/dev/rbd0"
+
+
+# -- following
+
+
+def test_a_command_that_a_dead_follower_did_not_run_is_run(maps: Maps, tmp_path: Path) -> None:
+    """It died after the switch; the next one runs the command, once."""
+    mounts, log = Mounts(maps), tmp_path / "log"
+    maps.state.write(Record("new", source(position="1.8"), "files", step=MAPPED, device="/dev/x"))
+    command = f"echo $RBDTREE_GENERATION $RBDTREE_DEVICE >>{log}"
+    left = MountRecord("/srv", "x", "x", "new", follow=True, on_switch=command, told="old")
+    maps.state.write_mount(left)
+
+    def unreachable() -> tuple[Source, Wish]:
+        raise errors.Unreachable("a cluster does not answer")
+
+    for _ in range(2):
+        follow(mounts, left, unreachable, lambda _: True, lambda *_: None)
+        assert log.read_text() == "1.8 /dev/x\n"
+    kept = maps.state.mount("/srv")
+    assert kept is not None
+    assert kept.told == "new"
