@@ -126,8 +126,18 @@ def map_one(session: Session) -> Record:
 
 
 def warn_of_freeze(session: Session, record: Record) -> None:
-    """Where snapshots that are made elsewhere freeze nothing."""
-    if record.quiesce and not quiesce.asked_elsewhere(record):
+    """Where snapshots that are made elsewhere freeze nothing; of a branch, none does."""
+    if not record.quiesce or quiesce.asked_elsewhere(record):
+        return
+    if record.source.what == source.BRANCH:
+        session.warn(
+            errors.Unsupported(
+                f"{record.driver} is not told of snapshots: the branch of {record.source.full_name} is not frozen, and "
+                "a push takes what a power cut would leave",
+                "Unmount it before a push, or map it with rbd-nbd, which freezes for every snapshot.",
+            )
+        )
+    else:
         session.warn(
             errors.Unsupported(
                 f"{record.driver} is not told of snapshots: {record.source.full_name} is frozen by 'rbdtree cut' "

@@ -4,7 +4,7 @@
 
     vol/paris   -          driver=krbd,at=1.7
     vol/paris   /srv/vol   follow,on-switch="systemctl reload nginx"
-    vol/desk    /home/me   write,quiesce
+    vol/desk    /home/me   write,quiesce,driver=rbd-nbd
 
 A '#' begins a comment.
 """

@@ -105,7 +105,9 @@ def snapshots(here: Here, site: str, image: str) -> list[str]:
 
 def test_what_is_written_to_a_branch_is_pushed(here: Here) -> None:
     two_generations(here, "push")
-    device = here("map", "push/m", "--write", "--driver", "fuse").out.strip()
+    said = here("map", "push/m", "--write", "--quiesce", "--driver", "fuse")
+    assert "the branch of push/m is not frozen" in said.err
+    device = said.out.strip()
     data = os.urandom(MIB)
     handle = os.open(device, os.O_RDWR)
     os.pwrite(handle, data, 20 * MIB)
