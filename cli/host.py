@@ -211,6 +211,9 @@ def _chosen(session: Session, maps: Maps) -> list[Record]:
     text = given.what
     if text.startswith("/"):
         found = [r for r in records if text in (r.device, r.base) or (not r.device and maps.find(r) == text)]
+        if len(found) > 1:
+            # An unmap that died left its note, and its device went to another map.
+            found = [r for r in found if maps.find(r)] or found
     else:
         name = NodeName.parse(text)
         found = [r for r in records if r.source.full_name == str(name)]

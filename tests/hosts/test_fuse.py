@@ -185,6 +185,20 @@ def test_a_map_whose_command_died_is_adopted(vol: Here) -> None:
 
 
 @pytest.mark.hosts
+def test_a_note_of_an_unmap_that_died_is_not_taken_for_the_device(vol: Here) -> None:
+    device = vol("map", "vol/m", "--driver", "fuse").out.strip()
+    (note,) = vol.run_dir.glob("maps/*/map.json")
+    raw = json.loads(note.read_text())
+    old = vol.run_dir / "maps" / "old" / "map.json"
+    old.parent.mkdir()
+    old.write_text(json.dumps({**raw, "key": "old", "step": "unmapping", "held": False}))
+    vol("unmap", device)
+    assert not daemons(vol)
+    vol("unmap", device)
+    assert not mapped(vol)
+
+
+@pytest.mark.hosts
 def test_a_map_whose_daemon_died_is_made_anew(vol: Here) -> None:
     vol("map", "vol/m", "--driver", "fuse")
     (pid,) = daemons(vol)
@@ -533,22 +547,6 @@ def test_a_cut_on_this_host_freezes_what_is_mounted(filled: tuple[Here, Path], t
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("hook", ["sleep 60", "false"])
-def test_a_hook_that_hangs_or_fails_stops_nothing(filled: tuple[Here, Path], hook: str) -> None:
-    here, directory = filled
-    here.config.write_text(here.config.read_text() + '\n[host]\nfreeze_limit = "2s"\n')
-    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", hook, "--driver", "fuse")
-    said = here("cut", "fs", seconds=20)
-    assert "without a clean freeze" in said.err
-    (directory / "word").write_text("goes on\n")
-    here.shell(f"sync -f {directory}", seconds=10)
-    assert mapped(here)[0]["last_freeze"]["trouble"]
-    here("umount", directory)
-
-
-@pytest.mark.hosts
-def test_a_freeze_whose_cut_died_thaws_by_itself(filled: tuple[Here, Path]) -> None:
-@pytest.mark.hosts
 def test_two_mounts_of_one_file_system_are_frozen_once(filled: tuple[Here, Path], tmp_path: Path) -> None:
     here, directory = filled
     other = tmp_path / "other"
@@ -600,6 +598,22 @@ def test_file_systems_on_partitions_are_frozen(here: Here, tmp_path: Path) -> No
     here("unmap", device)
 
 
+@pytest.mark.hosts
+@pytest.mark.parametrize("hook", ["sleep 60", "false"])
+def test_a_hook_that_hangs_or_fails_stops_nothing(filled: tuple[Here, Path], hook: str) -> None:
+    here, directory = filled
+    here.config.write_text(here.config.read_text() + '\n[host]\nfreeze_limit = "2s"\n')
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", hook, "--driver", "fuse")
+    said = here("cut", "fs", seconds=20)
+    assert "without a clean freeze" in said.err
+    (directory / "word").write_text("goes on\n")
+    here.shell(f"sync -f {directory}", seconds=10)
+    assert mapped(here)[0]["last_freeze"]["trouble"]
+    here("umount", directory)
+
+
+@pytest.mark.hosts
+def test_a_freeze_whose_cut_died_thaws_by_itself(filled: tuple[Here, Path]) -> None:
     here, directory = filled
     here.config.write_text(here.config.read_text() + '\n[host]\nfreeze_limit = "2s"\n')
     here("mount", "fs/root", directory, "--write", "--quiesce", "--driver", "fuse")
