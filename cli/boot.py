@@ -9,7 +9,7 @@ from rbdtree import errors
 from rbdtree.host import doctor, process, table, tools
 from rbdtree.host import portion as portions
 from rbdtree.host.mounts import Mounts
-from rbdtree.host.state import Record
+from rbdtree.host.state import MAPPED, Record
 from rbdtree.host.table import Entry
 from rbdtree.model.position import Position
 
@@ -123,13 +123,13 @@ def _lines(session: Session) -> _Lines:
 
 def _attempt(session: Session, entry: Entry) -> errors.Error | None:
     """One line that fails keeps no other from its device."""
-    inner = _as_given(session, entry, follow=False, boot=True)
+    inner = _as_given(session, entry, follow=False, boot=entry.key)
     try:
         if entry.directory:
             if not session.dry_run:
                 os.makedirs(entry.directory, exist_ok=True)
             mounting.mount_one(inner, follows=entry.follow)
-        else:
+        elif not _has_one(session, entry):
             host.map_one(inner)
     except errors.Error as error:
         return error
@@ -138,6 +138,13 @@ def _attempt(session: Session, entry: Entry) -> errors.Error | None:
     if entry.follow and not session.dry_run:
         _start_follower(session, entry)
     return None
+
+
+def _has_one(session: Session, entry: Entry) -> bool:
+    """Whether a generation is mapped for this line: of one without ``at``, a newer one takes no place beside it."""
+    maps = host.maps_of(session)
+    mine = [r for r in maps.state.records() if r.boot == entry.key and not r.source.write and r.step == MAPPED]
+    return any(map(maps.find, mine))
 
 
 def _start_follower(session: Session, entry: Entry) -> None:
@@ -197,12 +204,12 @@ def _stop_one(mounts: Mounts, entry: Entry) -> None:
             mounts.umount(directory)
         return
     for record in mounts.state.records():
-        if record.boot and not record.for_mount and _made_for(entry, record):
+        if record.boot == entry.key and not record.for_mount:
             mounts.maps.unmap(record)
 
 
 def _made_for(entry: Entry, record: Record) -> bool:
-    """Whether a map may be that of this line: of a line without ``at``, any generation is."""
+    """Whether a map shows what this line names: of a line without ``at``, any generation."""
     values, of = dict(entry.values), record.source
     at, portion = values.get("at"), values.get("portion")
     return (

@@ -110,7 +110,7 @@ def wish_of(session: Session, copy_on_read: bool) -> Wish:
         quiesce=given.quiesce,
         hook=given.quiesce_hook or "",
         copy_on_read=copy_on_read,
-        boot=getattr(given, "boot", False),
+        boot=getattr(given, "boot", ""),
     )
 
 

@@ -25,7 +25,8 @@ Say = Callable[[errors.Error], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by the table of maps."""
+    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by
+    what of the table of maps."""
 
     driver: str = ""
     portion: tuple[int, int] | None = None
@@ -33,7 +34,7 @@ class Wish:
     quiesce: bool = False
     hook: str = ""
     copy_on_read: bool = False
-    boot: bool = False
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Maps:
                 copy_on_read=wish.copy_on_read,
                 started=time.time(),
                 for_mount=for_mount,
-                boot=wish.boot and not for_mount,
+                boot="" if for_mount else wish.boot,
             )
             return self._map(made, wish)
 

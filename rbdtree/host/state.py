@@ -31,7 +31,7 @@ class Record:
     """One map. ``base`` is the driver's device, ``device`` what was asked for: the same, or a loop over a portion.
 
     ``known``: devices of the driver that were there before. ``step``: where a command that died was. ``for_mount``: it
-    goes with its last mount. ``boot``: the table of maps asked for the device.
+    goes with its last mount. ``boot``: what of the table of maps asked for it.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Record:
     started: float = 0.0
     known: tuple[str, ...] = ()
     for_mount: bool = False
-    boot: bool = False
+    boot: str = ""
 
     @property
     def link(self) -> str:

@@ -42,6 +42,13 @@ class Entry:
         return "follow" in self.flags
 
     @property
+    def key(self) -> str:
+        """Tells its device from those of other lines."""
+        which = [f for f in self.flags if f in ("write", "branch")]
+        which += [f"{key}={value}" for key, value in self.values if key in ("at", "portion")]
+        return " ".join([self.node, *sorted(which)])
+
+    @property
     def name(self) -> str:
         return f"{self.node} at {self.directory}" if self.directory else self.node
 
