@@ -25,8 +25,8 @@ Say = Callable[[errors.Error], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by
-    what of the table of maps."""
+    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by what
+    of the table."""
 
     driver: str = ""
     portion: tuple[int, int] | None = None
