@@ -3,12 +3,15 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rbdtree import errors
 from rbdtree.host import doctor, process, table, tools
+from rbdtree.host import portion as portions
 from rbdtree.host.mounts import Mounts
+from rbdtree.host.state import MAPPED, Record
 from rbdtree.host.table import Entry
+from rbdtree.model.position import Position
 
 from . import host, mounting, options, render
 from .session import Session, described
@@ -76,8 +79,8 @@ def run_ls(session: Session) -> int:
     entries = table.load(table.path(session.options.table))
     mounts = Mounts(host.maps_of(session))
     mounted = {m.directory for m in mounts.state.mounts() if mounts.shown(m.directory)}
-    mapped = {r.source.full_name for r in mounts.state.records() if mounts.maps.find(r)}
-    there = [(e.directory in mounted) if e.directory else (e.node in mapped) for e in entries]
+    mapped = [r for r in mounts.state.records() if mounts.maps.find(r)]
+    there = [_place(e) in mounted if e.directory else any(_made_for(e, r) for r in mapped) for e in entries]
     if session.json:
         rows = _rows(entries, [None] * len(entries))
         session.put({"maps": [{**row, "there": is_there} for row, is_there in zip(rows, there, strict=True)]}, "")
@@ -100,22 +103,33 @@ def run_ls(session: Session) -> int:
 
 
 def run_start(session: Session) -> int:
-    entries = table.load(table.path(session.options.table))
+    entries = _lines(session)
     results: list[errors.Error | None] = []
-    for entry in entries:
+    for entry in entries.right:
         results.append(_attempt(session, entry))
     return _ended(session, entries, results, "started")
 
 
+class _Lines(NamedTuple):
+    """Of the table: those without a mistake, and what is to be said of the others."""
+
+    right: list[Entry]
+    mistakes: errors.UsageError | None
+
+
+def _lines(session: Session) -> _Lines:
+    return _Lines(*table.read(table.path(session.options.table)))
+
+
 def _attempt(session: Session, entry: Entry) -> errors.Error | None:
     """One line that fails keeps no other from its device."""
-    inner = _as_given(session, entry, follow=False)
+    inner = _as_given(session, entry, follow=False, boot=entry.key)
     try:
         if entry.directory:
             if not session.dry_run:
                 os.makedirs(entry.directory, exist_ok=True)
             mounting.mount_one(inner, follows=entry.follow)
-        else:
+        elif not _has_one(session, entry):
             host.map_one(inner)
     except errors.Error as error:
         return error
@@ -124,6 +138,13 @@ def _attempt(session: Session, entry: Entry) -> errors.Error | None:
     if entry.follow and not session.dry_run:
         _start_follower(session, entry)
     return None
+
+
+def _has_one(session: Session, entry: Entry) -> bool:
+    """Whether a generation is mapped for this line: of one without ``at``, a newer one takes no place beside it."""
+    maps = host.maps_of(session)
+    mine = [r for r in maps.state.records() if r.boot == entry.key and not r.source.write and r.step == MAPPED]
+    return any(map(maps.find, mine))
 
 
 def _start_follower(session: Session, entry: Entry) -> None:
@@ -146,21 +167,26 @@ def _start_follower(session: Session, entry: Entry) -> None:
 
 
 def run_follow(session: Session) -> int:
-    directory = os.path.normpath(session.options.directory)
-    entries = table.load(table.path(session.options.table))
-    entry = next((e for e in entries if e.directory == directory and e.follow), None)
+    directory = os.path.realpath(session.options.directory)
+    entries = _lines(session)
+    entry = next((e for e in entries.right if _place(e) == directory and e.follow), None)
     if entry is None:
-        raise errors.NotFound(
+        raise entries.mistakes or errors.NotFound(
             f"{table.path(session.options.table)} has no line with 'follow' for {directory}", "See 'rbdtree maps ls'."
         )
     return mounting.run_mount(_as_given(session, entry))
 
 
+def _place(entry: Entry) -> str:
+    """Its directory as a mount is noted: without symbolic links."""
+    return os.path.realpath(entry.directory) if entry.directory else ""
+
+
 def run_stop(session: Session) -> int:
-    entries = table.load(table.path(session.options.table))
+    entries = _lines(session)
     mounts = Mounts(host.maps_of(session))
     results: list[errors.Error | None] = []
-    for entry in reversed(entries):
+    for entry in reversed(entries.right):
         try:
             if not session.dry_run:
                 _stop_one(mounts, entry)
@@ -171,24 +197,35 @@ def run_stop(session: Session) -> int:
 
 
 def _stop_one(mounts: Mounts, entry: Entry) -> None:
-    if entry.directory:
-        if mounts.state.mount(entry.directory):
-            mounting.end_follower(mounts, entry.directory)
-            mounts.umount(entry.directory)
+    directory = _place(entry)
+    if directory:
+        if mounts.state.mount(directory):
+            mounting.end_follower(mounts, directory)
+            mounts.umount(directory)
         return
-    at = dict(entry.values).get("at")
     for record in mounts.state.records():
-        same = record.source.full_name == entry.node and record.source.write == ("write" in entry.flags)
-        if same and not record.for_mount and (at is None or record.source.position == at):
+        if record.boot == entry.key and not record.for_mount:
             mounts.maps.unmap(record)
 
 
-def _ended(session: Session, entries: list[Entry], results: list[errors.Error | None], did: str) -> int:
-    for error in filter(None, results):
+def _made_for(entry: Entry, record: Record) -> bool:
+    """Whether a map shows what this line names: of a line without ``at``, any generation."""
+    values, of = dict(entry.values), record.source
+    at, portion = values.get("at"), values.get("portion")
+    return (
+        (of.full_name, of.write) == (entry.node, "write" in entry.flags)
+        and (not at or of.write or of.position == str(Position.parse(at)))
+        and record.portion == (portions.parse(portion) if portion else None)
+    )
+
+
+def _ended(session: Session, entries: _Lines, results: list[errors.Error | None], did: str) -> int:
+    failed = [error for error in (entries.mistakes, *results) if error]
+    for error in failed:
         session.say(error)
-    failed = [error for error in results if error]
-    text = f"{len(entries) - len(failed)} of {render.counted(len(entries), 'line')} {did}"
-    session.put({"maps": _rows(entries, results), "dry_run": session.dry_run}, text)
+    there = len(entries.right)
+    text = f"{there - sum(1 for error in results if error)} of {render.counted(there, 'line')} {did}"
+    session.put({"maps": _rows(entries.right, results), "dry_run": session.dry_run}, text)
     return failed[0].exit_code if failed else 0
 
 

@@ -110,6 +110,7 @@ def wish_of(session: Session, copy_on_read: bool) -> Wish:
         quiesce=given.quiesce,
         hook=given.quiesce_hook or "",
         copy_on_read=copy_on_read,
+        boot=getattr(given, "boot", ""),
     )
 
 
@@ -125,8 +126,18 @@ def map_one(session: Session) -> Record:
 
 
 def warn_of_freeze(session: Session, record: Record) -> None:
-    """Where snapshots that are made elsewhere freeze nothing."""
-    if record.quiesce and not quiesce.asked_elsewhere(record):
+    """Where snapshots that are made elsewhere freeze nothing; of a branch, none does."""
+    if not record.quiesce or quiesce.asked_elsewhere(record):
+        return
+    if record.source.what == source.BRANCH:
+        session.warn(
+            errors.Unsupported(
+                f"{record.driver} is not told of snapshots: the branch of {record.source.full_name} is not frozen, and "
+                "a push takes what a power cut would leave",
+                "Unmount it before a push, or map it with rbd-nbd, which freezes for every snapshot.",
+            )
+        )
+    else:
         session.warn(
             errors.Unsupported(
                 f"{record.driver} is not told of snapshots: {record.source.full_name} is frozen by 'rbdtree cut' "
@@ -200,6 +211,9 @@ def _chosen(session: Session, maps: Maps) -> list[Record]:
     text = given.what
     if text.startswith("/"):
         found = [r for r in records if text in (r.device, r.base) or (not r.device and maps.find(r) == text)]
+        if len(found) > 1:
+            # An unmap that died left its note, and its device went to another map.
+            found = [r for r in found if maps.find(r)] or found
     else:
         name = NodeName.parse(text)
         found = [r for r in records if r.source.full_name == str(name)]

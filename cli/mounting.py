@@ -85,7 +85,7 @@ def mount_one(session: Session, *, follows: bool) -> tuple[Mounts, MountRecord, 
         return mounts, record, wish, found
     if given.follow:
         _check_alone(mounts, record.directory)
-    done = mounts.mount(found, wish, record)
+    done = mounts.mount(found, wish, record, exact=bool(given.at))
     mapped = mounts.state.record(done.key)
     if mapped:
         host.warn_of_freeze(session, mapped)

@@ -43,10 +43,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     adding.add_argument("--at", metavar="G", help="the generation (default: the node's newest)")
     adding.add_argument("--reason", default="", metavar="TEXT", help="what for, for people")
     adding.set_defaults(run=run_hold_add)
-    ending = actions.add_parser("rm", help="end a hold of a person", parents=parents)
+    ending = actions.add_parser("rm", help="end a hold of a person, or of a host that is no more", parents=parents)
     completes(ending.add_argument("node", metavar="TREE/NODE"), completion.nodes)
-    ending.add_argument("name", metavar="NAME")
+    ending.add_argument("name", metavar="NAME", help="as 'hold ls' shows it: a person's, or map:HOST")
     ending.add_argument("--at", metavar="G", help="on this generation only")
+    ending.add_argument("--force", action="store_true", help="also of a host, which may have it mapped")
     ending.set_defaults(run=run_hold_rm)
 
     again = commands.add_parser(
@@ -227,7 +228,7 @@ def run_hold_rm(session: Session) -> int:
     _, member = session.find(session.options.node)
     node, document = document_of(member)
     name = session.options.name
-    gone = hold.remove(node, name, _at(session), dry_run=session.dry_run)
+    gone = hold.remove(node, name, _at(session), force=session.options.force, dry_run=session.dry_run)
     listed = ", ".join(map(str, gone))
     session.put(
         {

@@ -1,6 +1,7 @@
 """Retention, holds and resyncs over ``rbdtree.memory``: deaths at every effect, and who comes at the last moment."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from rbdtree.engine import forest, membership, policy, retain
 from rbdtree.engine import hold as holds
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.mirror import MirrorEdge
-from rbdtree.model.document import Kind
-from rbdtree.model.position import snapshot_name
+from rbdtree.host.holds import Keeper, prefix
+from rbdtree.host.source import GENERATION, Source
+from rbdtree.model.document import MAP, Kind, NodeDocument
+from rbdtree.model.position import Position, snapshot_name
 
 __all__ = ["small_steps"]
 
@@ -187,22 +190,108 @@ def test_a_clone_pins_without_a_limit_as_its_snapshot_would_stay_anyway() -> Non
     trees.check()
 
 
+def part(trees: Trees, sites: Any, name: str) -> Any:
+    tree = trees.tree(sites)
+    return membership.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=0)
+
+
 def test_a_node_with_a_persons_hold_does_not_leave() -> None:
     trees = Trees()
     trees.begin(2)
     (clone,) = [d.name for _, d in trees.documents().values() if d.kind is Kind.CLONE]
 
-    def part(sites: Any, name: str) -> Any:
-        tree = trees.tree(sites)
-        return membership.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=0)
-
     trees.work(lambda s: holds.add(forest.document_of(trees.tree(s).member("n2"))[0], "audit", None, "for the audit"))
-    trees.work(lambda s: part(s, clone))
+    trees.work(lambda s: part(trees, s, clone))
     with pytest.raises(errors.NotEmpty, match="audit"):
-        trees.work(lambda s: part(s, "n2"))
+        trees.work(lambda s: part(trees, s, "n2"))
     trees.work(lambda s: holds.remove(forest.document_of(trees.tree(s).member("n2"))[0], "audit", None))
-    trees.work(lambda s: part(s, "n2"))
+    trees.work(lambda s: part(trees, s, "n2"))
     assert "n2" not in trees.documents()
+
+
+def mapped(document: NodeDocument, position: Position) -> tuple[Source, str]:
+    """A generation as a host maps it, and the key that this has there."""
+    ref = document.ref
+    found = Source(
+        **{
+            **dict.fromkeys(("conf", "client", "keyring", "fsid", "snapshot"), ""),
+            **{"tree": document.tree, "tree_id": document.tree_id, "node": ref.name, "node_id": ref.node_id},
+            **{"what": GENERATION, "position": str(position), "site": ref.site, "pool": ref.pool},
+            **{"namespace": ref.namespace, "image": ref.image, "image_id": document.image_id},
+            **{"size_bytes": UNIT, "journaled": False, "holder": ref.node_id},
+        }
+    )
+    return found, found.key
+
+
+def test_a_node_that_a_host_has_mapped_does_not_leave() -> None:
+    """Nor when it is mapped at the last moment; once it leaves, nothing of it is mapped any more."""
+    trees = Trees()
+    trees.begin(2)
+    (clone,) = [d.name for _, d in trees.documents().values() if d.kind is Kind.CLONE]
+    trees.work(lambda s: part(trees, s, clone))
+    document = trees.documents()["n2"][1]
+    source, key = mapped(document, document.generations[0].position)
+    trees.work(lambda s: Keeper(s).hold(source, key))
+    with pytest.raises(errors.Busy, match=r"1\.1 \(t/n2 mapped at") as refused:
+        trees.work(lambda s: part(trees, s, "n2"))
+    assert "rbdtree unmap t/n2 --at 1.1" in str(refused.value.hint)
+    trees.work(lambda s: Keeper(s).release(source, key))
+
+    right = membership.Claim
+
+    def late(*words: Any, **more: Any) -> Any:
+        trees.work(lambda s: Keeper(s).hold(source, key))
+        return right(*words, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "Claim", late)
+        with pytest.raises(errors.Busy, match="mapped at"):
+            trees.work(lambda s: part(trees, s, "n2"))
+    assert not trees.documents()["n2"][1].phase
+    trees.work(lambda s: Keeper(s).release(source, key))
+
+    def begin(sites: Any) -> None:
+        found, _ = forest.document_of(trees.tree(sites).member("n2"))
+        found.update(lambda d: replace(d, phase=membership.REMOVING))
+
+    trees.work(begin)
+    with pytest.raises(errors.Busy, match="removing"):
+        trees.work(lambda s: Keeper(s).hold(source, key))
+    trees.work(lambda s: part(trees, s, "n2"))
+    assert "n2" not in trees.documents()
+
+
+def test_what_a_host_that_is_no_more_holds_ends_by_its_name() -> None:
+    trees = Trees()
+    trees.begin(2)
+    document = trees.documents()["n2"][1]
+    position = document.generations[0].position
+    source, key = mapped(document, position)
+    trees.work(lambda s: Keeper(s).hold(source, key))
+
+    def node(sites: Any) -> Any:
+        return forest.document_of(trees.tree(sites).member("n2"))[0]
+
+    (name,) = [h.name for h in trees.work(lambda s: holds.listed(node(s), sizes=False)) if h.kind == "map"]
+    assert name == prefix().removesuffix(":")
+    with pytest.raises(errors.Busy, match="may be in use"):
+        trees.work(lambda s: holds.remove(node(s), name, None))
+    with pytest.raises(errors.NotFound):
+        trees.work(lambda s: holds.remove(node(s), "", None, force=True))
+    assert trees.work(lambda s: holds.remove(node(s), name, position, force=True)) == (position,)
+    assert not [h for h in trees.documents()["n2"][1].holds if h.owner.startswith(MAP)]
+
+
+def test_a_generation_that_was_struck_meanwhile_is_not_mapped() -> None:
+    trees = Trees()
+    lagging(trees)
+    document = trees.documents()["root"][1]
+    source, key = mapped(document, document.generations[2].position)
+    trees.retain_at("root", {"keep": "last 1"})
+    with pytest.raises(errors.NotFound, match=r"does not have generation 1\.3"):
+        trees.work(lambda s: Keeper(s).hold(source, key))
+    trees.check()
 
 
 def test_a_trees_settings_flow_down_with_the_syncs() -> None:

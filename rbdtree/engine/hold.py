@@ -1,6 +1,7 @@
-"""Holds: who keeps which generation of a node, what for, and how much space that takes. People's own, by name."""
+"""Holds: who keeps which generation of a node, what for, and how much space that takes. Some end by name: people's own,
+and those of hosts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rbdtree import errors
 from rbdtree.engine import ends, retain
@@ -13,8 +14,9 @@ from rbdtree.plan.retain import kept_by_rules
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One hold. ``kind``: ``base`` (of an edge), ``branch`` or ``user``; ``pinned_bytes``: what would be freed if this
-    generation alone went (None: not asked, or its snapshot is gone); ``ruled``: a keep rule spares it anyway."""
+    """One hold. ``kind``: ``base`` (of an edge), ``branch``, ``map`` (of a host) or ``user``; ``name``: to end it by,
+    where that can be done; ``pinned_bytes``: what would be freed if this generation alone went (None: not asked, or its
+    snapshot is gone); ``ruled``: a keep rule spares it anyway."""
 
     node: str
     position: Position
@@ -34,34 +36,61 @@ def add(node: Node, name: str, position: Position | None, reason: str, *, dry_ru
     if position is None:
         raise errors.NotFound(f"{document.full_name} has no generation yet", "Run 'rbdtree sync' first.")
     hold = Hold(f"{USER}{name}", position, reason)
-
-    def change(d: NodeDocument) -> NodeDocument:
-        if d.generation(position) is None:
-            raise errors.NotFound(
-                f"{d.full_name} does not have generation {position}", f"See 'rbdtree log {d.full_name}'."
-            )
-        return d.with_hold(hold)
-
     if dry_run:
-        change(document)
+        kept(document, hold)
     else:
-        node.update(change)
+        node.update(lambda d: kept(d, hold))
     return position
 
 
-def remove(node: Node, name: str, position: Position | None, *, dry_run: bool = False) -> tuple[Position, ...]:
-    """Ends a person's hold of this name (at ``position``, or wherever it is); which generations it was on."""
+def kept(document: NodeDocument, hold: Hold) -> NodeDocument:
+    """The document with this hold. ``NotFound`` when the generation was let go, ``Busy`` while the node leaves."""
+    if document.phase:
+        raise errors.Busy(
+            f"{document.full_name} is {document.phase}: its generations go", "Nothing of it can be kept any more."
+        )
+    if document.generation(hold.position) is None:
+        raise errors.NotFound(
+            f"{document.full_name} does not have generation {hold.position}",
+            f"See 'rbdtree log {document.full_name}'.",
+        )
+    return document.with_hold(hold)
+
+
+def remove(
+    node: Node, name: str, position: Position | None, *, force: bool = False, dry_run: bool = False
+) -> tuple[Position, ...]:
+    """Ends what is held by this name (at ``position``, or wherever it is); which generations it was on.
+
+    ``force``: also what a host holds, which nobody but that host can tell to be of no use any more."""
     document = _holding_node(node)
-    owner = f"{USER}{name}"
-    mine = tuple(h.position for h in document.holds if h.owner == owner and position in (None, h.position))
+
+    def theirs(hold: Hold) -> bool:
+        return bool(name) and name_of(hold) == name and position in (None, hold.position)
+
+    mine = [hold for hold in document.holds if theirs(hold)]
     if not mine:
         raise errors.NotFound(
-            f"{document.full_name} has no hold {name!r}{f' on {position}' if position else ''} of a person",
+            f"{document.full_name} has no hold {name!r}{f' on {position}' if position else ''}",
             f"See 'rbdtree hold ls {document.full_name}'; those of edges and branches end by themselves.",
         )
+    found = tuple(sorted({h.position for h in mine}))
+    if name.startswith(MAP) and not force:
+        raise errors.Busy(
+            f"{document.full_name}: {', '.join(map(str, found))} may be in use ({mine[0].reason})",
+            f"Run 'rbdtree unmap {document.full_name}' there, or 'rbdtree doctor --mend'; if that host is no more, "
+            "give --force.",
+        )
     if not dry_run:
-        node.update(lambda d: d.without_holds(owner, position))
-    return mine
+        node.update(lambda d: replace(d, holds=tuple(h for h in d.holds if not theirs(h))))
+    return found
+
+
+def name_of(hold: Hold) -> str:
+    """By which a person may end it: their own, or ``map:`` and the host; empty for those that end by themselves."""
+    if hold.owner.startswith(MAP):
+        return hold.owner.rpartition(":")[0]
+    return hold.owner.removeprefix(USER) if hold.owner.startswith(USER) else ""
 
 
 def listed(node: Node, *, sizes: bool = True) -> list[Holding]:
@@ -81,7 +110,7 @@ def listed(node: Node, *, sizes: bool = True) -> list[Holding]:
                 hold.position,
                 generation.created if generation else 0.0,
                 _kind(hold),
-                hold.owner.removeprefix(USER) if hold.owner.startswith(USER) else "",
+                name_of(hold),
                 hold.reason,
                 taken[hold.position],
                 hold.position in ruled,

@@ -4,14 +4,16 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine import clone, delta, ends, marks, portion, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
+from rbdtree.engine.hold import name_of
 from rbdtree.engine.node import Node
-from rbdtree.model.document import DIRECTORY, USER, Child, Kind, NodeDocument, NodeRef, object_name
+from rbdtree.model.document import DIRECTORY, MAP, USER, Child, Kind, NodeDocument, NodeRef, object_name
 from rbdtree.model.name import ImageSpec, NodeName, format_duration, parse_size
 from rbdtree.model.portion import WHOLE, Portion, text
 from rbdtree.model.position import parse_snapshot_name
@@ -417,6 +419,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
             f"{document.full_name} has generations that somebody holds: {names}",
             f"See 'rbdtree hold ls {document.full_name}'; 'rbdtree hold rm' ends a hold.",
         )
+    _check_unmapped(document)
     if dry_run:
         _check_published(node, document, keep=keep)
         fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
@@ -429,9 +432,7 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
                 f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
                 f"{document.full_name}' first.",
             )
-        document = node.update(
-            lambda d: d if d.phase else replace(d, phase=DETACHING if keep else REMOVING), claim.cookie
-        )
+        document = node.update(partial(_parting, keep=keep), claim.cookie)
         document = _without_branch(sites, node, document, claim, expiry_seconds)
         said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
         if document.parent is not None:
@@ -439,6 +440,26 @@ def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_second
         _unregister(node)
     _sweep_everywhere(sites, document)
     return said
+
+
+def _parting(document: NodeDocument, *, keep: bool) -> NodeDocument:
+    """From here on no host can map a generation any more; ``Busy`` when one did until then."""
+    if document.phase:
+        return document
+    _check_unmapped(document)
+    return replace(document, phase=DETACHING if keep else REMOVING)
+
+
+def _check_unmapped(document: NodeDocument) -> None:
+    """``Busy`` while a host has a generation mapped, whose snapshot would go."""
+    mapped = [hold for hold in document.holds if hold.owner.startswith(MAP)]
+    if mapped:
+        which = ", ".join(f"{hold.position} ({hold.reason})" for hold in mapped)
+        raise errors.Busy(
+            f"{document.full_name} has generations that hosts use: {which}",
+            f"Run 'rbdtree unmap {document.full_name} --at {mapped[0].position}' there; for a host that is no more "
+            f"'rbdtree hold rm {document.full_name} {name_of(mapped[0])} --force'.",
+        )
 
 
 def _without_branch(

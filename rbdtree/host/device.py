@@ -95,7 +95,7 @@ def users(device: str) -> list[str]:
             said += [f"held by {holder.name}" for holder in (folder / "holders").iterdir()]
     said += [f"swap on {device}" for line in tools.lines("/proc/swaps")[1:] if line.split(" ")[0] == device]
     said += _openers(found)
-    if not said and _claimed(device):
+    if not said and claimed(device):
         said.append("mounted or held where this command cannot see it")
     return said
 
@@ -118,7 +118,7 @@ def _openers(device: int) -> list[str]:
     return said
 
 
-def _claimed(device: str) -> bool:
+def claimed(device: str) -> bool:
     """Whether the kernel itself has it claimed, for a mount of any namespace, a volume group, a RAID."""
     try:
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))

@@ -118,7 +118,7 @@ def maps_left(maps: Maps) -> Iterator[Finding]:
             name,
             said,
             f"rbdtree unmap --force {found}" if found else "rbdtree doctor --mend; then map it again",
-            None if found and device.users(found) else lambda r=record: maps.unmap(r, force=True),  # type: ignore[misc]
+            None if found and device.users(found) else lambda r=record: maps.clear(r),  # type: ignore[misc]
         )
     if whole:
         yield Finding(GOOD, "maps", f"{whole} mapped, all there")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rbdtree import errors
 from rbdtree.engine.forest import Tree
+from rbdtree.engine.hold import kept
 from rbdtree.engine.node import Node
 from rbdtree.host.source import Source
 from rbdtree.model.document import MAP, Hold
@@ -34,12 +35,14 @@ class Keeper:
         self._sites = sites
 
     def hold(self, source: Source, key: str) -> errors.Error | None:
-        """What kept it from holding: a key that may only read, say. The map works without."""
+        """What kept it from holding: a key that may only read, say. The map works without.
+
+        Raises ``NotFound`` or ``Busy`` when the generation goes just now: there is nothing to map then."""
         if not source.holder:
             return None
-        wanted = Hold(prefix() + key, Position.parse(source.position), f"mapped at {host_name()}")
+        wanted = Hold(prefix() + key, Position.parse(source.position), f"{source.full_name} mapped at {host_name()}")
         try:
-            self._node(source).update(lambda d: d.with_hold(wanted))
+            self._node(source).update(lambda d: kept(d, wanted))
         except errors.Denied as error:
             return errors.Denied(
                 f"generation {source.position} of {source.full_name} is not held: {error}",

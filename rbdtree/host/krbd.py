@@ -55,8 +55,9 @@ class Krbd:
             words.append("--read-only")
         if record.exclusive:
             words.append("--exclusive")
-        tools.run(f"map {source.full_name}", *words, seconds=90)
-        found = self.find(record, place)
+        said = tools.run(f"map {source.full_name}", *words, seconds=90).split()
+        # By its name: the number of a device that was there before may have become free, and this one's, meanwhile.
+        found = said[-1] if said and self._is(record, said[-1]) else self.find(record, place)
         if not found:
             raise errors.HostFailed(
                 f"map {source.full_name}: rbd said it was done, and there is no device", "See dmesg."

@@ -25,7 +25,8 @@ Say = Callable[[errors.Error], None]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How something is to be mapped. ``driver`` empty: the best that this host has."""
+    """How something is to be mapped. ``driver`` empty: the best that this host has. ``boot``: by what
+    of the table."""
 
     driver: str = ""
     portion: tuple[int, int] | None = None
@@ -33,6 +34,7 @@ class Wish:
     quiesce: bool = False
     hook: str = ""
     copy_on_read: bool = False
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Maps:
             if before is not None:
                 found = self._again(before, source, wish)
                 if found is not None:
-                    return self._asked_for(found) if found.for_mount and not for_mount else found
+                    return self._asked_for(found, wish) if not for_mount else found
             made = Record(
                 key=key,
                 source=source,
@@ -103,13 +105,15 @@ class Maps:
                 copy_on_read=wish.copy_on_read,
                 started=time.time(),
                 for_mount=for_mount,
+                boot="" if for_mount else wish.boot,
             )
             return self._map(made, wish)
 
-    def _asked_for(self, record: Record) -> Record:
+    def _asked_for(self, record: Record, wish: Wish) -> Record:
         """Somebody wants the device itself: it stays when its mounts have gone."""
-        kept = replace(record, for_mount=False)
-        self.state.write(kept)
+        kept = replace(record, for_mount=False, boot=record.boot or wish.boot)
+        if kept != record:
+            self.state.write(kept)
         return kept
 
     def foreseen(self, source: Source, wish: Wish) -> Record:
@@ -139,24 +143,17 @@ class Maps:
     def _adoptable(self, record: Record, source: Source, wish: Wish) -> bool:
         same = replace(record.source, size_bytes=source.size_bytes) == source
         base = self.drivers[record.driver].find(record, self.state.place(record.key))
-        return bool(base) and same and (wish.exclusive, wish.quiesce) == (record.exclusive, record.quiesce)
+        asked, has = ((one.exclusive, one.quiesce, one.hook) for one in (wish, record))
+        return bool(base) and same and asked == has
 
     def _check_same(self, record: Record, source: Source, wish: Wish) -> None:
         name, what = source.full_name, source.described
-        if record.source.image_id != source.image_id:
+        other = difference(record, source, wish)
+        if other:
             raise errors.Busy(
-                f"{name} is mapped here as {record.device}, over another image ({record.source.described})",
+                f"{name}: {what} is mapped here as {record.device}, {other}",
                 f"Run 'rbdtree unmap {record.device}' first.",
             )
-        for asked, has, option in (
-            (wish.exclusive, record.exclusive, "--exclusive"),
-            (wish.quiesce, record.quiesce, "--quiesce"),
-        ):
-            if asked and not has:
-                raise errors.Busy(
-                    f"{name}: {what} is mapped here as {record.device}, without {option}",
-                    f"Run 'rbdtree unmap {record.device}' first.",
-                )
         if wish.driver and wish.driver != record.driver:
             self.say(errors.Busy(f"{name} is mapped here already, with {record.driver}: {record.device}"))
 
@@ -247,6 +244,16 @@ class Maps:
                     self.state.write(now)
                 raise
 
+    def clear(self, record: Record) -> None:
+        """What a former command left of it; nothing when it is whole by now, or gone. ``Busy`` when it is in use."""
+        with self.state.locked(record.key):
+            now = self.state.record(record.key)
+            found = self.find(now) if now else ""
+            if now is None or (now.step == MAPPED and found):
+                return
+            with self._to_itself(now, found, force=False):
+                self._take_down(now, force=True)
+
     @contextmanager
     def _to_itself(self, record: Record, found: str, *, force: bool) -> Iterator[None]:
         """Refuses while others use it."""
@@ -285,6 +292,19 @@ class Maps:
             except errors.Busy:
                 if not force:
                     raise
+
+
+def difference(record: Record, source: Source, wish: Wish) -> str:
+    """What a map lacks of what is asked for now, in a phrase; empty when it will do."""
+    if record.source.image_id != source.image_id:
+        return f"over another image ({record.source.described})"
+    for asked, has, option in (
+        (wish.exclusive, record.exclusive, "--exclusive"),
+        (wish.quiesce, record.quiesce, "--quiesce"),
+    ):
+        if asked and not has:
+            return f"without {option}"
+    return "with another --quiesce-hook, or none" if wish.hook and wish.hook != record.hook else ""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rbdtree import errors
 from rbdtree.host import device, filesystem, mounting, tools
-from rbdtree.host.maps import Maps, Wish
+from rbdtree.host.maps import Maps, Wish, difference
 from rbdtree.host.source import Source
 from rbdtree.host.state import MountRecord, Record
 
@@ -44,18 +44,20 @@ class Mounts:
 
     # -- mounting
 
-    def mount(self, source: Source, wish: Wish, record: MountRecord) -> MountRecord:
-        """Idempotent: what is mounted there already stays."""
+    def mount(self, source: Source, wish: Wish, record: MountRecord, *, exact: bool = False) -> MountRecord:
+        """Idempotent: what is mounted there already stays, ``Busy`` when it is not what is asked for.
+
+        ``exact``: this generation and no other; without, one that was the newest once will do."""
         directory = record.directory
         with self.state.locked(_lock(directory)):
             before = self.state.mount(directory)
             if before is not None:
                 before = self._settle(before)
                 if before is not None:
-                    if (before.tree, before.node, before.write) != (record.tree, record.node, record.write):
+                    other = self._difference(before, source, wish, record, exact=exact)
+                    if other:
                         raise errors.Busy(
-                            f"{before.tree}/{before.node} is mounted at {directory}",
-                            f"Run 'rbdtree umount {directory}' first.",
+                            f"{other} is mounted at {directory}", f"Run 'rbdtree umount {directory}' first."
                         )
                     kept = replace(
                         before,
@@ -79,9 +81,25 @@ class Mounts:
                 with suppress(errors.Error):
                     self._drop(key)
                 raise
-            done = replace(record, key=key, fstype=fstype)
+            done = replace(record, key=key, told=key, fstype=fstype)
             self.state.write_mount(done)
             return done
+
+    def _difference(self, there: MountRecord, source: Source, wish: Wish, asked: MountRecord, *, exact: bool) -> str:
+        """What is mounted there instead of what is asked for, in a phrase; empty when it will do."""
+        name = f"{there.tree}/{there.node}"
+        if (there.tree, there.node, there.write) != (asked.tree, asked.node, asked.write):
+            return name
+        if asked.options and asked.options != there.options:
+            return f"{name}, with other options ({there.options or 'none'}),"
+        shown = self.state.record(there.key)
+        if shown is None:
+            return ""
+        name = f"{shown.source.described} of {name}"
+        if shown.source.key != source.key:
+            return name if exact or asked.write else ""
+        other = difference(shown, source, wish)
+        return f"{name}, {other}," if other else ""
 
     def _mount(self, mapped: Record, directory: str, write: bool, options: str) -> str:
         """The file system's kind."""
@@ -156,19 +174,32 @@ class Mounts:
                 trouble="",
             )
             self.state.write_mount(done)
-        self._tell(done, source, device_of=mapped.device)
-        return done
+        return self.tell(done)
 
-    def _tell(self, record: MountRecord, source: Source, device_of: str) -> None:
-        """The operator's command; one that fails or hangs is said, and changes nothing."""
-        if not record.on_switch:
-            return
+    def tell(self, record: MountRecord) -> MountRecord:
+        """Runs the operator's command for what is mounted now, unless it has been: that is noted after its end, so that
+        of a follower that died in between the next one runs it."""
+        shown = self.state.record(record.key)
+        if record.told == record.key or shown is None:
+            return record
+        if record.on_switch:
+            self._run_command(record, shown)
+        with self.state.locked(_lock(record.directory)):
+            now = self.state.mount(record.directory)
+            if now is None:
+                return record
+            told = replace(now, told=record.key)
+            self.state.write_mount(told)
+            return told
+
+    def _run_command(self, record: MountRecord, shown: Record) -> None:
+        """One that fails or hangs is said, and changes nothing."""
         environment = {
             **os.environ,
-            "RBDTREE_NODE": source.full_name,
-            "RBDTREE_GENERATION": source.position,
+            "RBDTREE_NODE": shown.source.full_name,
+            "RBDTREE_GENERATION": shown.source.position,
             "RBDTREE_DIRECTORY": record.directory,
-            "RBDTREE_DEVICE": device_of,
+            "RBDTREE_DEVICE": shown.device,
         }
         try:
             done = subprocess.run(
@@ -304,6 +335,7 @@ def follow(
         current = mounts.leave(record.directory)
         if current is None:
             return
+        current = mounts.tell(current)
         try:
             source, wish = newest()
             if mounts.maps.key(source, wish) != current.key:

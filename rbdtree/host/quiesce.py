@@ -1,7 +1,7 @@
 """Freezing what is mounted from a map while a snapshot is made of it, so that the generation is clean.
 
 With rbd-nbd, librbd asks for it: it runs the hook that is written here, whoever makes the snapshot and wherever. With
-the other drivers 'rbdtree cut' on this very host does it.
+the other drivers 'rbdtree cut' on this very host does it, for the volume; a branch they do not freeze.
 
 A freeze never outlasts its limit: a process of its own thaws when the limit has passed, whatever hung or died. A freeze
 that failed does not keep the snapshot from being made: it is crash-consistent then, and ``mapped`` says so.
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rbdtree import errors
-from rbdtree.host import device, tools
+from rbdtree.host import above, device, tools
 from rbdtree.host.source import BRANCH, VOLUME
 from rbdtree.host.state import MAPPED, Record, State
 
@@ -61,9 +61,8 @@ def freeze(place: Path) -> Freeze:
     began = time.time()
     if record is None:
         return Freeze(began, began, (), "there is no such map")
-    directories = tuple(
-        dict.fromkeys(d for name in dict.fromkeys((record.device, record.base)) for d in device.mounted_at(name))
-    )
+    over = above.look(dict.fromkeys((record.device, record.base)))
+    directories = over.directories
     token = f"{os.getpid()}.{began}"
     (place / _MARK).write_text(json.dumps({"token": token, "directories": directories, "hook": record.hook}))
     # Before anything is frozen: whatever happens from here on, it thaws.
@@ -74,10 +73,10 @@ def freeze(place: Path) -> Freeze:
         trouble = _within(f"fsfreeze of {directory}", ["fsfreeze", "--freeze", directory], deadline, record, "")
         if trouble:
             break
-    if not directories and not trouble:
-        # Nothing is mounted, yet somebody may write to the device itself.
-        device.flush(record.device)
-    done = Freeze(began, 0.0, directories, trouble)
+    for name in over.bare if not trouble else ():
+        # Nothing is mounted from it, yet somebody may write to the device itself.
+        device.flush(name)
+    done = Freeze(began, 0.0, directories, trouble or over.trouble)
     _note(place, done)
     if trouble:
         thaw(place, trouble)

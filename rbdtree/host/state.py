@@ -31,7 +31,7 @@ class Record:
     """One map. ``base`` is the driver's device, ``device`` what was asked for: the same, or a loop over a portion.
 
     ``known``: devices of the driver that were there before. ``step``: where a command that died was. ``for_mount``: it
-    goes with its last mount.
+    goes with its last mount. ``boot``: what of the table of maps asked for it.
     """
 
     key: str
@@ -52,6 +52,7 @@ class Record:
     started: float = 0.0
     known: tuple[str, ...] = ()
     for_mount: bool = False
+    boot: str = ""
 
     @property
     def link(self) -> str:
@@ -68,7 +69,8 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class MountRecord:
     """One mount. ``key``: of the map that is mounted; ``next``: of the one that a switch is under way to; ``leaving``:
-    of maps whose files are still open."""
+    of maps whose files are still open; ``told``: of the one for which the command for a switch has been run, or need
+    not be."""
 
     directory: str
     tree: str
@@ -83,6 +85,7 @@ class MountRecord:
     follower: int = 0
     leaving: tuple[str, ...] = ()
     switches: int = 0
+    told: str = ""
     trouble: str = ""
 
 

@@ -4,7 +4,7 @@
 
     vol/paris   -          driver=krbd,at=1.7
     vol/paris   /srv/vol   follow,on-switch="systemctl reload nginx"
-    vol/desk    /home/me   write,quiesce
+    vol/desk    /home/me   write,quiesce,driver=rbd-nbd
 
 A '#' begins a comment.
 """
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbdtree import errors
+from rbdtree.host import portion
+from rbdtree.host.driver import NAMES
 from rbdtree.model.name import NodeName
+from rbdtree.model.position import Position
 
 VARIABLE = "RBDTREE_MAPS"
 DEFAULT = "/etc/rbdtree/maps"
@@ -39,6 +42,13 @@ class Entry:
         return "follow" in self.flags
 
     @property
+    def key(self) -> str:
+        """Tells its device from those of other lines."""
+        which = [f for f in self.flags if f in ("write", "branch")]
+        which += [f"{key}={value}" for key, value in self.values if key in ("at", "portion")]
+        return " ".join([self.node, *sorted(which)])
+
+    @property
     def name(self) -> str:
         return f"{self.node} at {self.directory}" if self.directory else self.node
 
@@ -49,12 +59,20 @@ def path(explicit: str | None = None) -> Path:
 
 def load(file: Path) -> list[Entry]:
     """``UsageError`` with every mistake of the file; nothing when there is no file."""
+    found, mistakes = read(file)
+    if mistakes:
+        raise mistakes
+    return found
+
+
+def read(file: Path) -> tuple[list[Entry], errors.UsageError | None]:
+    """The lines without a mistake, and what is to be said of the others: these keep none from its device."""
     try:
         text = file.read_text()
     except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise errors.UsageError(f"cannot read {file}: {error.strerror}", _HINT) from error
+        return [], None
+    except (OSError, ValueError) as error:
+        return [], errors.UsageError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}", _HINT)
     found, mistakes = [], []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -63,9 +81,7 @@ def load(file: Path) -> list[Entry]:
             except errors.UsageError as error:
                 mistakes.append(f"line {number}: {error}")
     mistakes += _twice(found)
-    if mistakes:
-        raise errors.UsageError(f"{file}: {'; '.join(mistakes)}", _HINT)
-    return found
+    return found, errors.UsageError(f"{file}: {'; '.join(mistakes)}", _HINT) if mistakes else None
 
 
 def _twice(entries: list[Entry]) -> list[str]:
@@ -122,5 +138,16 @@ def _check(entry: Entry) -> None:
         raise errors.UsageError("'branch', 'exclusive' and 'quiesce' go with 'write'")
     if "portion" in keys and entry.directory:
         raise errors.UsageError("'portion' is for devices: give '-' for the directory")
+    for key, value in entry.values:
+        _check_value(key, value)
     if "on-switch" in keys and not entry.follow:
         raise errors.UsageError("'on-switch' goes with 'follow'")
+
+
+def _check_value(key: str, value: str) -> None:
+    if key == "driver" and value not in NAMES:
+        raise errors.UsageError(f"{value!r} is no driver (there are {', '.join(NAMES)})")
+    if key == "at":
+        Position.parse(value)
+    if key == "portion":
+        portion.parse(value)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,9 @@ def snapshots(here: Here, site: str, image: str) -> list[str]:
 
 def test_what_is_written_to_a_branch_is_pushed(here: Here) -> None:
     two_generations(here, "push")
-    device = here("map", "push/m", "--write", "--driver", "fuse").out.strip()
+    said = here("map", "push/m", "--write", "--quiesce", "--driver", "fuse")
+    assert "the branch of push/m is not frozen" in said.err
+    device = said.out.strip()
     data = os.urandom(MIB)
     handle = os.open(device, os.O_RDWR)
     os.pwrite(handle, data, 20 * MIB)
@@ -179,6 +182,20 @@ def test_a_map_whose_command_died_is_adopted(vol: Here) -> None:
     vol("unmap", "vol/m")
     assert not daemons(vol)
     assert not loops(vol)
+
+
+@pytest.mark.hosts
+def test_a_note_of_an_unmap_that_died_is_not_taken_for_the_device(vol: Here) -> None:
+    device = vol("map", "vol/m", "--driver", "fuse").out.strip()
+    (note,) = vol.run_dir.glob("maps/*/map.json")
+    raw = json.loads(note.read_text())
+    old = vol.run_dir / "maps" / "old" / "map.json"
+    old.parent.mkdir()
+    old.write_text(json.dumps({**raw, "key": "old", "step": "unmapping", "held": False}))
+    vol("unmap", device)
+    assert not daemons(vol)
+    vol("unmap", device)
+    assert not mapped(vol)
 
 
 @pytest.mark.hosts
@@ -366,6 +383,34 @@ def test_a_mount_and_its_end(filled: tuple[Here, Path]) -> None:
 
 
 @pytest.mark.hosts
+def test_a_mount_that_is_not_what_is_asked_for_is_said(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    here, directory = filled
+    older = newest(here)
+    change(here, tmp_path, "second")
+    here("sync", "--cut", "fs")
+    here("mount", "fs/m", directory, "--driver", "fuse")
+    here("mount", "fs/m", directory, "--at", newest(here))
+    for words in (("fs/m", directory, "--at", older), ("fs/m", directory, "-o", "noatime"), ("fs/root", directory)):
+        refused = here("mount", *words, code=16)
+        assert f"is mounted at {directory}" in refused.err
+        assert f"rbdtree umount {directory}" in refused.err
+    # One that was the newest once will do.
+    change(here, tmp_path, "third")
+    here("sync", "--cut", "fs")
+    here("mount", "fs/m", directory)
+    here("umount", directory)
+    here("mount", "fs/root", directory, "--write", "--driver", "fuse")
+    assert "without --quiesce" in here("mount", "fs/root", directory, "--write", "--quiesce", code=16).err
+    assert "the volume" in here("mount", "fs/root", directory, "--write", "--branch", code=16).err
+    here("umount", directory)
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "true", "--driver", "fuse")
+    changed = ("fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "false")
+    assert "another --quiesce-hook" in here("mount", *changed, code=16).err
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--quiesce-hook", "true")
+    here("umount", directory)
+
+
+@pytest.mark.hosts
 def test_two_mounts_of_one_generation_share_a_device(filled: tuple[Here, Path], tmp_path: Path) -> None:
     here, directory = filled
     other = tmp_path / "other"
@@ -502,6 +547,58 @@ def test_a_cut_on_this_host_freezes_what_is_mounted(filled: tuple[Here, Path], t
 
 
 @pytest.mark.hosts
+def test_two_mounts_of_one_file_system_are_frozen_once(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    here, directory = filled
+    other = tmp_path / "other"
+    other.mkdir()
+    here("mount", "fs/root", directory, "--write", "--quiesce", "--driver", "fuse")
+    here.shell(f"mount --bind {directory} {other}")
+    try:
+        (directory / "word").write_text("twice\n")
+        assert "without a clean freeze" not in here("cut", "fs").err
+        assert mapped(here)[0]["last_freeze"]["directories"] == [str(directory)]
+    finally:
+        here.shell(f"umount {other}")
+    here("umount", directory)
+
+
+@pytest.mark.hosts
+def test_file_systems_on_partitions_are_frozen(here: Here, tmp_path: Path) -> None:
+    here.tree("parts")
+    inside, nested = tmp_path / "inside", tmp_path / "nested"
+    inside.mkdir()
+    nested.mkdir()
+    device = here("map", "parts/root", "--write", "--quiesce", "--driver", "fuse").out.strip()
+    table = bytearray(512)
+    struct.pack_into("<B3sB3sII", table, 446, 0, bytes(3), 0x83, bytes(3), 2048, 40960)
+    struct.pack_into("<B3sB3sII", table, 462, 0, bytes(3), 0x83, bytes(3), 45056, 40960)
+    table[510:] = b"\x55\xaa"
+    Path(device).write_bytes(table)
+    here.shell(f"partx --add {device} && mkfs.ext4 -q {device}p1 && mkfs.ext4 -q {device}p2")
+    over = here.shell(f"losetup --find --show {device}p2").out.strip()
+    try:
+        here.shell(f"mount {device}p1 {inside} && mount {over} {nested}")
+        assert "without a clean freeze" not in here("cut", "parts").err
+        assert set(mapped(here)[0]["last_freeze"]["directories"]) == {str(inside), str(nested)}
+        # Mounted where nobody here can see it.
+        here.shell(f"umount {nested}")
+        hidden = subprocess.Popen(
+            ["unshare", "--mount", "/bin/sh", "-c", f"mount {over} {nested}; echo; exec sleep 60"],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert hidden.stdout
+            hidden.stdout.readline()
+            assert f"{over} is in use where it cannot be frozen" in here("cut", "parts").err
+        finally:
+            hidden.kill()
+            hidden.communicate()
+    finally:
+        here.shell(f"umount {nested}; umount {inside}; losetup --detach {over}; partx --delete {device}", code=None)
+    here("unmap", device)
+
+
+@pytest.mark.hosts
 @pytest.mark.parametrize("hook", ["sleep 60", "false"])
 def test_a_hook_that_hangs_or_fails_stops_nothing(filled: tuple[Here, Path], hook: str) -> None:
     here, directory = filled
@@ -550,6 +647,35 @@ def test_a_table_of_maps(filled: tuple[Here, Path], tmp_path: Path) -> None:
     assert len(daemons(here)) == 2
     here("maps", "stop", "--table", table)
     assert not mapped(here)
+
+
+@pytest.mark.hosts
+def test_what_the_table_made_is_stopped_and_no_more(filled: tuple[Here, Path], tmp_path: Path) -> None:
+    """Also below a symbolic link; what was mapped by hand stays, and a line with a mistake stops nothing."""
+    here, directory = filled
+    older = newest(here)
+    here("sync", "--cut", "fs")
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    table = tmp_path / "maps"
+    table.write_text(f"fs/m - driver=nbd\nfs/m {link} driver=fuse\nfs/root - driver=fuse\n")
+    here("map", "fs/root", "--portion", "0..1M", "--driver", "fuse")
+    here("map", "fs/root", "--at", older, "--driver", "fuse")
+    said = here("maps", "start", "--table", table, code=22)
+    assert "2 of 2 lines started" in said.out
+    assert "'nbd' is no driver" in said.err
+    assert (directory / "word").read_text() == "first\n"
+    assert len(mapped(here)) == 4
+    # Once more, when there is a newer one: what is there stays, alone.
+    started = newest(here)
+    here("sync", "--cut", "fs")
+    here("maps", "start", "--table", table, code=22)
+    assert len(mapped(here)) == 4
+    assert "'nbd' is no driver" in here("maps", "stop", "--table", table, code=22).err
+    assert not os.path.ismount(directory)
+    kept = {(row["node"], row["generation"], bool(row["portion"])) for row in mapped(here)}
+    assert kept == {("fs/root", started, True), ("fs/root", older, False)}
+    here("unmap", "--all")
 
 
 @pytest.mark.hosts

@@ -171,6 +171,7 @@ def test_no_table_is_an_empty_one(tmp_path: Path) -> None:
     [
         *("vol", "vol/a srv", "vol/a - colour=red", "vol/a - follow", "vol/a /x follow,write", "vol/a - quiesce"),
         *("vol/a /x portion=0..1M", "vol/a /x on-switch=y", "vol/a - 'open", "vol/a /x\nvol/b /x/", "vol/a - at="),
+        *("vol/a - driver=nbd", "vol/a - at=1.x", "vol/a - portion=1M..0"),
     ],
 )
 def test_mistakes_of_a_table(tmp_path: Path, text: str) -> None:
@@ -185,6 +186,14 @@ def test_every_mistake_of_a_table_is_named(tmp_path: Path) -> None:
     path.write_text("vol\nvol/a -\nvol/b srv\n")
     with pytest.raises(errors.UsageError, match=r"line 1: .*line 3: "):
         table.load(path)
+
+
+def test_a_mistake_keeps_no_other_line_from_its_device(tmp_path: Path) -> None:
+    path = tmp_path / "maps"
+    path.write_text("vol/a - driver=nbd\nvol/b -\n")
+    found, mistakes = table.read(path)
+    assert [entry.node for entry in found] == ["vol/b"]
+    assert "'nbd' is no driver" in str(mistakes)
 
 
 # -- file systems

@@ -18,10 +18,11 @@ printf '#!/bin/sh\\nexec {rbdtree} "$@"\\n' >/usr/local/bin/rbdtree
 chmod 755 /usr/local/bin/rbdtree
 id -u rbdtree >/dev/null 2>&1 || useradd --system rbdtree
 # None of the machine's own units is wanted here. A watchdog of a minute would take as long.
-for unit in maps manager follow@; do
+for unit in maps maps-retry manager follow@; do
   mkdir -p /etc/systemd/system/rbdtree-$unit.service.d
   printf '[Unit]\\nDefaultDependencies=no\\n' >/etc/systemd/system/rbdtree-$unit.service.d/test.conf
 done
+printf '[Service]\\nRestartSec=2\\n' >>/etc/systemd/system/rbdtree-maps-retry.service.d/test.conf
 printf '[Service]\\nWatchdogSec=10\\nTimeoutAbortSec=3\\nProtectHome=read-only\\n%s\\n' \\
   StandardError=append:/run/manager.log >>/etc/systemd/system/rbdtree-manager.service.d/test.conf
 printf '[Unit]\\nDefaultDependencies=no\\n' >/etc/systemd/system/nothing.target
@@ -53,6 +54,10 @@ class Booted:
 
     def show(self, unit: str, what: str) -> str:
         return self.sh(f"systemctl show -P {what} rbdtree-{unit}.service")
+
+    def devices(self) -> list[str]:
+        """Of krbd: what rbd-nbd tells of itself means nothing in another namespace of processes."""
+        return self.sh("ls /sys/bus/rbd/devices").split()
 
     def has(self, word: str) -> None:
         until(f"it shows {word}", lambda: self.sh("cat /srv/vol/word", code=None) == word)
@@ -88,7 +93,7 @@ def test_a_host_boots_with_its_maps(booted: Booted) -> None:
         yard("sync", "--cut", "vol")
 
     write("first")
-    yard.sh("h3", "printf 'vol/m - driver=rbd-nbd\\nvol/m /srv/vol follow\\n' >/etc/rbdtree/maps")
+    yard.sh("h3", "printf 'vol/m - driver=krbd\\nvol/m /srv/vol follow,driver=krbd\\n' >/etc/rbdtree/maps")
     booted.sh("systemctl start rbdtree-maps.service")
     assert booted.show("maps", "ActiveState") == "active"
     booted.has("first")
@@ -101,7 +106,31 @@ def test_a_host_boots_with_its_maps(booted: Booted) -> None:
     booted.sh("systemctl stop rbdtree-maps.service")
     assert booted.show("maps", "ExecMainStatus") == "0"
     assert booted.show(follower, "ActiveState") == "inactive"
-    assert booted.sh("rbd-nbd list-mapped") == ""
+    assert booted.devices() == []
+    assert booted.sh("findmnt /srv/vol", code=1) == ""
+
+
+def test_a_line_that_fails_stops_no_other_and_is_tried_again(booted: Booted) -> None:
+    yard = booted.yard
+    yard.tree()
+    device = yard.at("h1", "map", "vol/root", "--write").out.strip()
+    yard.sh("h1", f"mkfs.ext4 -q {device} && mkdir -p /mnt/v && mount {device} /mnt/v && echo first >/mnt/v/word")
+    yard.sh("h1", "umount /mnt/v")
+    yard.at("h1", "unmap", device)
+    yard("sync", "--cut", "vol")
+    yard.sh("h3", "printf 'vol/late - driver=krbd\\nvol/m /srv/vol follow,driver=krbd\\n' >/etc/rbdtree/maps")
+    booted.sh("systemctl start rbdtree-maps.service")
+    assert booted.show("maps", "ActiveState") == "active"
+    booted.has("first")
+    until("it is followed", lambda: booted.show(r"follow@srv-vol", "ActiveState") == "active")
+    until("the other line is tried again", lambda: int(booted.show("maps-retry", "NRestarts")) > 1)
+    yard("add", "vol/late", "--parent", "root", "--kind", "mirror", "--image", yard.spec("b", "late"))
+    yard("sync", "vol")
+    until("both are mapped", lambda: len(booted.devices()) == 2, 60)
+    until("nothing is tried any more", lambda: booted.show("maps-retry", "ActiveState") == "inactive")
+    booted.sh("systemctl stop rbdtree-maps.service")
+    assert booted.show(r"follow@srv-vol", "ActiveState") == "inactive"
+    assert booted.devices() == []
     assert booted.sh("findmnt /srv/vol", code=1) == ""
 
 
