@@ -153,7 +153,7 @@ def make(
     clone = document.kind is Kind.CLONE
     replica = Node.at(sites, document.replica)
     above = replica.read() if clone else document
-    wanted = document.branch.base if document.branch else at or document.newest_position
+    wanted = _base(sites, document, document.branch) if document.branch else at or document.newest_position
     generation = wanted and above.generation(wanted)
     if wanted is None or generation is None or (clone and wanted != document.newest_position):
         raise errors.NotFound(
@@ -167,9 +167,15 @@ def make(
         _check_unwritten(node, document, since)
     name = document.ref.image if clone else f"{document.ref.image}-branch"
     uplink = uplink or policy.effective(document.policy, document.tree_policy).uplink
-    branch = document.branch or Branch(name, "", wanted, uplink, since)
+    gone = reserve(sites, node, wanted) if document.branch is None else ""
+    if gone:
+        raise errors.NotFound(
+            f"{gone} does not have generation {wanted} any more: what is written over it could not be published",
+            f"Run 'rbdtree sync {document.full_name}' first.",
+        )
+    branch = replace(document.branch, base=wanted) if document.branch else Branch(name, "", wanted, uplink, since)
     hold = Hold(f"branch:{document.ref.node_id}", wanted, f"branch of {document.full_name}", True)
-    document = node.update(lambda d: replace(d.with_hold(hold), branch=branch), claim.cookie)
+    document = node.update(lambda d: replace(d.without_holds(hold.owner).with_hold(hold), branch=branch), claim.cookie)
     if clone:
         image_id = document.image_id
         replica.update(lambda d: d.with_hold(hold))
@@ -186,6 +192,15 @@ def make(
     marks.mark_image(node.pool, image_id, document)
     branch = replace(branch, image_id=image_id)
     return node.update(lambda d: replace(d, branch=branch), claim.cookie), branch
+
+
+def _base(sites: Sites, document: NodeDocument, branch: Branch) -> Position:
+    """What a branch that was not finished stands on: the newest generation if its own has gone above meanwhile, for
+    nobody has written to it yet. A clone has no other."""
+    base, newest = branch.base, document.newest_position
+    if document.kind is Kind.CLONE or newest is None or newest == base or not lacking(sites, document, base):
+        return base
+    return newest
 
 
 def _check_unwritten(node: Node, document: NodeDocument, since: str) -> None:
@@ -407,8 +422,34 @@ def pin(sites: Sites, node: Node) -> None:
             above = ends.source_node(sites, document)
             before = above.read()
             document = above.update(ends.pin(document))
-            if document.holds == before.holds:
+            if document.holds == before.holds and not ends.needed_by(document):
                 return
+
+
+def lacking(sites: Sites, document: NodeDocument, position: Position) -> str:
+    """Who, of the replicas above that can be reached, does not have this generation any more; empty: nobody. The root
+    could not tell what others changed since, and would refuse a push over it."""
+    with suppress(errors.Unreachable, errors.NotFound, errors.Denied):
+        while document.parent is not None:
+            document = ends.source_node(sites, document).read()
+            if document.generation(position) is None:
+                return document.full_name
+    return ""
+
+
+def reserve(sites: Sites, node: Node, position: Position) -> str:
+    """Holds a generation for a branch, here and above, before anything stands on it. Who is ``lacking`` it: nothing is
+    held then."""
+    owner = f"branch:{node.node_id}"
+    held = Hold(owner, position, f"branch of {node.read().full_name}", True)
+    before = node.read()
+    document = node.update(lambda d: d.with_hold(held))
+    pin(sites, node)
+    found = lacking(sites, document, position)
+    if found and held not in before.holds:
+        node.update(lambda d: d.without_holds(owner, position))
+        pin(sites, node)
+    return found
 
 
 def release_hold(sites: Sites, document: NodeDocument) -> None:
@@ -437,6 +478,9 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
         return f"its branch stays over {branch.base}: it holds writes that are not published, or not here yet"
     if report.used_by:
         return f"its branch stays over {branch.base}: it is in use by {', '.join(report.used_by)}"
+    gone = reserve(sites, node, newest)
+    if gone:
+        return f"its branch stays over {branch.base}: {gone} does not have generation {newest} any more"
 
     def change(d: NodeDocument) -> NodeDocument:
         moved = replace(branch, image_id="", base=newest, since=push_snapshot_name(d.tree_id, 0))

@@ -157,7 +157,10 @@ class CloneEdge:
             return f"stays over {base}: {error}"
         if not report.clean or branches.awaited(self.document, newest):
             return f"stays over {report.base}: it holds writes that are not published, or not here yet"
-        return f"stays over {report.base}: it is in use by {', '.join(used_by)}" if used_by else ""
+        if used_by:
+            return f"stays over {report.base}: it is in use by {', '.join(used_by)}"
+        gone = branches.lacking(self._sites, self.document, newest) if newest and newest > report.base else ""
+        return f"stays over {report.base}: {gone} does not have generation {newest} any more" if gone else ""
 
     def apply(self, step: steps.Step) -> None:
         """Carries out one step."""
@@ -191,6 +194,8 @@ class CloneEdge:
         return beside(self.document)
 
     def _intend(self, since: Position | None, target: Position) -> None:
+        if self.document.branch and (gone := branches.reserve(self._sites, self.child, target)):
+            raise errors.Changed(f"generation {target} left {gone} before a branch could stand on it")
         generation = self.upstream.read().generation(target)
         intent = Intent(
             target=target,
@@ -300,4 +305,13 @@ class CloneEdge:
 
     def _abandon(self) -> None:
         drop_beside(self.child.pool, self.document)
-        self._update(lambda d: replace(d, intent=None))
+        branch, owner = self.document.branch, f"branch:{self.document.ref.node_id}"
+        stands = frozenset({branch.base} if branch else ())
+        held = {h.position for h in self.document.holds if h.owner == owner} - stands
+
+        def change(d: NodeDocument) -> NodeDocument:
+            for position in held:
+                d = d.without_holds(owner, position)
+            return replace(d, intent=None)
+
+        self._update(change)

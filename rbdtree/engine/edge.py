@@ -212,6 +212,8 @@ def after(sites: Sites, node: Node, claim: Claim, reporter: Reporter, expiry_sec
     """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""
     document = node.read()
     if not document.pushes and document.branch is None and not document.discarding:
+        if ends.needed_by(document):
+            branches.pin(sites, node)
         return
     branches.clear(sites, node, document, claim, expiry_seconds)
     push.hear(sites, node)

@@ -27,7 +27,8 @@ def settled(document: NodeDocument, above: NodeDocument, parent: NodeDocument, *
     held = ends.held_by(above, document.edge)
     if newest and newest not in held:
         return False
-    if held - ends.needed_by(document) - {newest}:
+    needed = ends.needed_by(document)
+    if held - needed - {newest} or any(above.generation(p) for p in needed - ends.pinned_by(above, document.edge)):
         return False
     return document.tree_policy == parent.tree_policy and told(document, parent)
 

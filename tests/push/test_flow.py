@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from live.world import TREE, bytes_read, noise
 
-from rbdtree.engine import landing, scrub
+from rbdtree.engine import ends, landing, scrub
+from rbdtree.manager.glance import settled
 from rbdtree.model.document import Branch
 from rbdtree.model.position import push_snapshot_name
 from rbdtree.ports import Silent
@@ -316,6 +317,49 @@ def test_dry_runs_and_refusals(volume: Volume) -> None:
     volume.settled()
     volume.cli("remove", f"{TREE}/k", "--expiry", "1s")
     volume.cli("remove", f"{TREE}/leaf", "--expiry", "1s")
+    volume.at_rest(trash=True)
+
+
+def test_a_branch_over_what_the_root_has_still(volume: Volume) -> None:
+    """Of a generation that is gone there the root cannot tell what others changed since."""
+    volume.init(size=8 * MIB)
+    volume.add("m", "root", "mirror", "b")
+    volume.add("k", "m", "clone", "b")
+    volume.root_write({0: noise(MIB)})
+    volume.step()
+    stale = volume.document("k").position
+    volume.cli("policy", "set", TREE, "keep=last 1")
+    for number in range(2):
+        volume.root_write({number * MIB: noise(MIB, number)})
+        volume.cut()
+        volume.sync("m")
+    volume.cli("retain", TREE)
+    assert volume.document("root").generation(stale) is None
+    assert volume.document("m").generation(stale)
+    done = volume.cli("branch", f"{TREE}/k", code=2)
+    assert f"vol/root does not have generation {stale} any more" in done.err
+    assert volume.document("k").branch is None
+    assert not [h for d in volume.documents().values() for h in d.holds if h.branch]
+    volume.sync()
+    volume.put("k", {MIB: noise(512, "k")})
+    volume.push("k", "--wait")
+    volume.check_model()
+
+
+def test_the_base_of_a_branch_is_held_at_the_root(volume: Volume) -> None:
+    """Also when the root could not be reached when the branch was made: the syncs above it carry it on."""
+    chain(volume)
+    volume.branch("leaf")
+    base = volume.document("leaf").position
+    edge = volume.document("m").edge
+    assert base in ends.pinned_by(volume.document("root"), edge)
+    volume.node("root").update(lambda d: d.without_holds(edge, base))
+    volume.sync()
+    assert base in ends.pinned_by(volume.document("root"), edge)
+    volume.node("root").update(lambda d: d.without_holds(edge, base))
+    assert not settled(*map(volume.document, ("m", "root", "root")), relays=False)
+    volume.cli("discard", f"{TREE}/leaf", "--yes")
+    volume.sync()
     volume.at_rest(trash=True)
 
 
