@@ -227,6 +227,14 @@ class Pool(Protocol):
     def clone(self, image_id: str, snapshot: str, into: "Pool", name: str) -> str:
         """A copy-on-write child of the snapshot, with the parent's metadata; its id."""
 
+    def clear_half_made(self, name: str) -> str | None:
+        """Removes what is left of an image of this name that has no header, as its maker or remover leaves it who dies
+        in the middle; its id. Nothing (None) when a header is there, or nothing of that name.
+
+        An image that is being made looks the same for a moment. So only for a name that nobody but us makes images of,
+        and under the claim under which that is done.
+        """
+
     def rename(self, name: str, new: str) -> None: ...
     def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
         """Moves the image to the RBD trash, in use or not. ``NotFound`` when no such image has that name."""

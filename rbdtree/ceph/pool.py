@@ -43,6 +43,11 @@ def _string(raw: bytes) -> str:
     return raw[4 : 4 + length].decode()
 
 
+def _encoded(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<I", len(raw)) + raw
+
+
 class Pool:
     """One pool and namespace, through one ioctx (librados' are safe to share between threads)."""
 
@@ -114,12 +119,48 @@ class Pool:
             elsewhere = self._in_directory(f"id_{known}") is not None
             if not elsewhere and all(entry.image_id != known for entry in self.trashed()):
                 return False
-            with rados.WriteOpCtx() as op:
-                # Somebody may have cleared it at the same time, and be making an image of this name.
-                op.cmpext(raw, 0)
-                op.remove()
-                self.ioctx.operate_write_op(op, f"rbd_id.{name}")
+            self._remove_id(name, raw)
         except rados.Error:
+            return False
+        return True
+
+    def _remove_id(self, name: str, raw: bytes) -> None:
+        with rados.WriteOpCtx() as op:
+            # Somebody may have cleared it at the same time, and be making an image of this name.
+            op.cmpext(raw, 0)
+            op.remove()
+            self.ioctx.operate_write_op(op, f"rbd_id.{name}")
+
+    def clear_half_made(self, name: str) -> str | None:
+        with translated(f"clear what is left of image {self.path}/{name}"):
+            listed = self.image_id(name)
+            raw = self._id_object(name)
+            named = _string(raw) if raw else None
+            known = [image_id for image_id in (listed, named) if image_id]
+            if not known or any(map(self._has_header, known)):
+                return None
+            if listed:
+                # librbd's removal goes on where one died, with the entry in the trash too. Not without the name in the
+                # directory: then it would take an image of the old format for it.
+                with suppress(rbd.Error):
+                    self._rbd.remove(self.ioctx, name)  # type: ignore[attr-defined]  # typings/rbd.pyi lacks it
+                if self.image_id(name) == listed:
+                    both = _encoded(name) + _encoded(listed)
+                    self.ioctx.execute("rbd_directory", "rbd", "dir_remove_image", both)
+            if raw and self._id_object(name) == raw:
+                self._remove_id(name, raw)
+            return known[0]
+
+    def _id_object(self, name: str) -> bytes:
+        try:
+            return bytes(self.ioctx.read(f"rbd_id.{name}", _ID_BYTES))
+        except rados.ObjectNotFound:
+            return b""
+
+    def _has_header(self, image_id: str) -> bool:
+        try:
+            self.ioctx.stat(f"rbd_header.{image_id}")
+        except rados.ObjectNotFound:
             return False
         return True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, marks, parcel, recall
+from rbdtree.engine import delta, ends, extents, marks, parcel, recall, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model import policy
@@ -243,7 +243,10 @@ def remake(sites: Sites, node: Node, document: NodeDocument, claim: Claim) -> No
 
 
 def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str:
+    """The image of a branch. One whose maker died is used again; over another base (its branch was given up meanwhile),
+    or without its parent yet, it goes to the trash."""
     snapshot = snapshot_name(document.tree_id, base)
+    tidy.clear_half_made(pool, name)
     found = pool.image_id(name)
     if found is None:
         return pool.clone(document.image_id, snapshot, pool, name)
@@ -253,9 +256,18 @@ def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str
         fresh = ancestor is not None and (ancestor.image_id, ancestor.snapshot) == (document.image_id, snapshot)
         if fresh and not image.own_data():
             return found
+        foreign = ancestor is not None and ancestor.image_id != document.image_id
+        if foreign or not tidy.abandoned(pool, image, document):
+            raise errors.Exists(
+                f"{document.full_name}: an image called {name} is in the way", "Rename it, then try again."
+            )
     finally:
         image.close()
-    raise errors.Exists(f"{document.full_name}: an image called {name} is in the way", "Rename it, then try again.")
+    # Its snapshot first, with which it could not expire.
+    remove_snapshots(pool, found, document.tree_id)
+    marks.unmark_image(pool, found)
+    pool.trash(found, name, KEPT)
+    return pool.clone(document.image_id, snapshot, pool, name)
 
 
 def seal_base(pool: Pool, image_id: str, since: str, uplink: str) -> None:

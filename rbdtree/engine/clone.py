@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import ends, marks
+from rbdtree.engine import ends, marks, tidy
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node, cluster_of
 from rbdtree.model.document import Hold, Intent, NodeDocument
@@ -27,8 +27,11 @@ def beside(document: NodeDocument) -> str:
 
 
 def drop_beside(pool: Pool, document: NodeDocument) -> bool:
-    """Removes the clone made ahead of a swap that never came. False when what is there is not ours to remove."""
+    """Removes the clone made ahead of a swap that never came. False when what is there is not ours to remove.
+
+    Under the node's claim."""
     name = beside(document)
+    tidy.clear_half_made(pool, name)
     made = pool.image_id(name)
     if made is None:
         return True
@@ -36,7 +39,8 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
     try:
         sealed = {push_snapshot_name(document.tree_id, 0)}
         strange = {s.name for s in image.snapshots()} - sealed
-        ours = image.ancestor() is not None and not image.own_data() and not strange
+        over = image.ancestor()
+        ours = not image.own_data() and not strange and (over is not None or tidy.abandoned(pool, image, document))
     finally:
         image.close()
     if ours:
@@ -215,6 +219,7 @@ class CloneEdge:
             raise errors.Bug(f"{self.name}: a clone without an intent")
         if intent.image_id and pool.image_id(self.document.ref.image) == intent.image_id:
             return
+        tidy.clear_half_made(pool, self._beside)
         made = pool.image_id(self._beside)
         if made is not None:
             image = pool.open(made)
@@ -223,7 +228,7 @@ class CloneEdge:
                 self._claim.free(image)
             image.close()
             if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
-                # Of an earlier target, which is gone.
+                # Of an earlier target, which is gone, or of a maker who died before it had its parent.
                 if not drop_beside(pool, self.document):
                     raise errors.Exists(
                         f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again."

@@ -297,6 +297,7 @@ def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Exte
 
 def _staging(parent: Node, source: Image, name: str) -> str:
     """An empty image at ``parent`` for a push to be copied into; the one of a run that died is used again."""
+    tidy.clear_half_made(parent.pool, name)
     found = parent.pool.image_id(name)
     if found is None:
         found = parent.pool.create_image(name, source.size(), source.layout, None)

@@ -1,4 +1,4 @@
-"""What pushes leave behind at a node: staged clones that served, entries that everybody has read."""
+"""What is left behind at a node: staged clones that served, entries that everybody has read, images made by half."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ from rbdtree.engine import marks, parcel
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Branch, Kind, NodeDocument, Push, PushState
-from rbdtree.model.position import tree_of_snapshot
+from rbdtree.model.position import push_snapshot_name, tree_of_snapshot
+from rbdtree.ports import Image, Pool
 
 _REMEMBERED = 32
 
@@ -92,9 +93,32 @@ def drop_unfinished(node: Node, document: NodeDocument) -> None:
         drop_image(node, found, name)
 
 
+def clear_half_made(pool: Pool, name: str) -> None:
+    """What is left of an image of one of our names that was made, or removed, by half; under the node's claim."""
+    gone = pool.clear_half_made(name)
+    if gone:
+        pool.remove_entry(marks.image_entry(gone))
+
+
+def abandoned(pool: Pool, image: Image, document: NodeDocument) -> bool:
+    """Whether an image of one of the node's names holds nothing, and is nobody's: as its maker leaves it who dies.
+
+    librbd makes a clone as an image without a parent first. The directory says whose it is: clones inherit metadata.
+    """
+    owner = pool.entries().get(marks.image_entry(image.image_id), document.ref.node_id)
+    sealed = push_snapshot_name(document.tree_id, 0)
+    return (
+        owner == document.ref.node_id
+        and all(snapshot.name == sealed for snapshot in image.snapshots())
+        and not image.own_data()
+        and not image.watchers()
+    )
+
+
 def drop_image(node: Node, image_id: str, name: str) -> None:
     """Trash and purge of a staged clone; its snapshots go first."""
     pool = node.pool
+    clear_half_made(pool, name)
     if pool.image_id(name) == image_id:
         image = pool.open(image_id, read_only=False)
         try:

@@ -1,7 +1,11 @@
 """Images: bytes, sizes, snapshots, metadata, names, the trash."""
 
+import struct
+from typing import Any
+
 import pytest
-from conformance.conftest import SMALL, UNIT, World, settled, write, zero
+from conformance.conftest import SMALL, UNIT, OnCeph, World, settled, write, zero
+from live.world import halve
 
 from rbdtree import errors
 from rbdtree.ports import Layout, Pool
@@ -291,3 +295,78 @@ def test_a_protected_snapshot_says_so(world: World) -> None:
     assert world.other.open(image.image_id).protected("s")
     with pytest.raises(errors.NotFound):
         image.protected("t")
+
+
+def test_nothing_is_cleared_of_an_image_that_is_whole(world: World) -> None:
+    whole = world.pool.create_image("whole", UNIT, SMALL, None)
+    trashed = world.pool.create_image("trashed", UNIT, SMALL, None)
+    world.pool.trash(trashed, "trashed", 60)
+    for name in ("whole", "trashed", "nobody"):
+        assert world.pool.clear_half_made(name) is None
+    assert ids(world.pool) == {"whole": whole}
+    assert world.pool.open(whole).size() == world.pool.open(trashed).size() == UNIT
+
+
+def _in_directory(ioctx: Any, method: str, name: str, image_id: str) -> None:
+    """The class methods with which librbd keeps its list of images."""
+    told = b"".join(struct.pack("<I", len(text)) + text.encode() for text in (name, image_id))
+    ioctx.execute("rbd_directory", "rbd", method, told)
+
+
+def _removed(ioctx: Any) -> str:
+    return halve(ioctx, "half", named=False)
+
+
+def _made(ioctx: Any) -> str:
+    return halve(ioctx, "half", named=True)
+
+
+def _named_only(ioctx: Any) -> str:
+    image_id = halve(ioctx, "half", named=True)
+    _in_directory(ioctx, "dir_remove_image", "half", image_id)
+    return image_id
+
+
+def _trashed(ioctx: Any) -> str:
+    """librbd's removal goes by way of the trash."""
+    import rbd
+
+    rbd.RBD().create(ioctx, "half", UNIT)
+    with rbd.Image(ioctx, "half", read_only=True) as image:
+        image_id = str(image.id())
+    rbd.RBD().trash_move(ioctx, "half", 0)
+    _in_directory(ioctx, "dir_add_image", "half", image_id)
+    for gone in (f"rbd_object_map.{image_id}", f"rbd_header.{image_id}"):
+        ioctx.remove_object(gone)
+    return image_id
+
+
+@pytest.mark.ceph
+@pytest.mark.release
+@pytest.mark.parametrize("half", [_removed, _made, _named_only, _trashed])
+def test_what_is_left_of_an_image_without_header_is_cleared(pools: Any, half: Any) -> None:
+    world = OnCeph(pools)
+    other = world.pool.create_image("other", UNIT, SMALL, None)
+    with pools.clusters.admin("a").open_ioctx(pools.name) as ioctx:
+        left = half(ioctx)
+        assert world.pool.clear_half_made("half") == left
+        objects = [entry.key for entry in ioctx.list_objects()]
+    assert world.pool.clear_half_made("half") is None
+    assert not [key for key in objects if key == "rbd_id.half" or left in key]
+    assert ids(world.pool) == {"other": other}
+    assert world.pool.trashed() == []
+    made = world.pool.create_image("half", UNIT, SMALL, None)
+    assert world.pool.open(made).size() == world.pool.open(other).size() == UNIT
+
+
+@pytest.mark.ceph
+def test_nothing_is_cleared_when_another_image_has_the_name_as_well(pools: Any) -> None:
+    """rbd_id.NAME and the directory tell different images, one of them whole."""
+    world = OnCeph(pools)
+    with pools.clusters.admin("a").open_ioctx(pools.name) as ioctx:
+        left = halve(ioctx, "half", named=False)
+        whole = world.pool.create_image("whole", UNIT, SMALL, None)
+        ioctx.write_full("rbd_id.half", struct.pack("<I", len(whole)) + whole.encode())
+    assert world.pool.clear_half_made("half") is None
+    assert world.pool.image_id("half") == left
+    assert world.pool.open(whole).size() == UNIT

@@ -62,6 +62,18 @@ def noise(length: int, seed: object = 0) -> bytes:
     return random.Random(repr(seed)).randbytes(length)
 
 
+def halve(ioctx: Any, name: str, *, named: bool) -> str:
+    """An image of this name without what its remover takes first; ``named``: rbd_id.NAME stays. Its id."""
+    import rbd
+
+    rbd.RBD().create(ioctx, name, MIB)
+    with rbd.Image(ioctx, name, read_only=True) as image:
+        image_id = str(image.id())
+    for gone in (f"rbd_object_map.{image_id}", f"rbd_header.{image_id}", *([] if named else [f"rbd_id.{name}"])):
+        ioctx.remove_object(gone)
+    return image_id
+
+
 class World:
     """One tree ``vol`` in the fresh pools of a test."""
 
