@@ -241,10 +241,11 @@ class Host:
         return Done(**found)
 
     def cut_link(self, up: bool = False) -> None:
-        """Its network cable; ``up``: put it back."""
+        """Its network cable, out of the bridge; ``up``: put back. (A tap that was down is not read from again.)"""
         note = self.note()
         if note:
-            ip("-n", self.network.namespace, "link", "set", f"tap{note.number}", "up" if up else "down")
+            where = ("master", "br0") if up else ("nomaster",)
+            ip("-n", self.network.namespace, "link", "set", f"tap{note.number}", *where)
 
     def crash(self) -> None:
         """A power cut: nothing is written any more. Nothing when it is off."""
