@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rbdtree import errors, heap
 from rbdtree.ceph.sites import Sites
 from rbdtree.engine.forest import look
+from rbdtree.host import quiesce
 from rbdtree.manager import notify
 from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.roster import roster
@@ -123,6 +125,7 @@ def canonical(unit: Unit, cycle: Cycle) -> dict[str, Any]:
         "generation": str(unit.document.newest_position or ""),
         "seconds": round(cycle.seconds, 3),
         "cut": str(cycle.cut or ""),
+        "unfrozen": cycle.unfrozen,
         "published": cycle.published,
         "refused": cycle.refused,
         "sent_bytes": cycle.sent_bytes,
@@ -203,7 +206,7 @@ def run_manager(session: Session) -> int:
         signal.signal(number, on_signal)
     while True:
         sites = Sites(session.config.sites, session.options.timeout, _RETRY_SECONDS)
-        manager = Manager(sites, wish, log)
+        manager = Manager(sites, wish, log, frozen=_frozen)
         metrics.manager = manager
         current[:] = [manager]
         log.log.info("started", manager=manager.name, sites=",".join(session.config.sites), jobs=wish.jobs)
@@ -218,6 +221,13 @@ def run_manager(session: Session) -> int:
         session, wish = _reloaded(session, wish, log)
     log.log.info("stopped", manager=manager.name)
     return 0
+
+
+@contextmanager
+def _frozen(tree_id: str) -> Iterator[list[str]]:
+    """What this host has mapped of the volume with --quiesce, where librbd does not see to it."""
+    with quiesce.frozen(tree_id) as freezes:
+        yield [freeze.trouble for freeze in freezes if freeze.trouble]
 
 
 def _run(manager: Manager) -> None:

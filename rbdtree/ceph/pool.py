@@ -143,7 +143,7 @@ class Pool:
                 # librbd's removal goes on where one died, with the entry in the trash too. Not without the name in the
                 # directory: then it would take an image of the old format for it.
                 with suppress(rbd.Error):
-                    self._rbd.remove(self.ioctx, name)  # type: ignore[attr-defined]  # typings/rbd.pyi lacks it
+                    self._rbd.remove(self.ioctx, name)
                 if self.image_id(name) == listed:
                     both = _encoded(name) + _encoded(listed)
                     self.ioctx.execute("rbd_directory", "rbd", "dir_remove_image", both)

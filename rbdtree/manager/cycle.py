@@ -11,6 +11,7 @@ every part from what it reads, so a cycle may end anywhere and be run again, her
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
@@ -43,6 +44,8 @@ class Cycle:
     name: str
     edge: Outcome | None = None
     cut: Position | None = None
+    unfrozen: str = ""
+    """Why the cut is not of clean file systems."""
     published: int = 0
     refused: int = 0
     sent_bytes: int = 0
@@ -67,6 +70,10 @@ class Cycle:
         )
 
 
+Frozen = Callable[[str], AbstractContextManager[list[str]]]
+"""Freezes what this host has mapped of a tree's volume, by the tree's id, while it is cut; yields what went wrong."""
+
+
 class Cycles:
     """Runs them, for units on any thread. ``stop``: the manager ends, what is under way is left in good order."""
 
@@ -79,8 +86,10 @@ class Cycles:
         *,
         expiry_seconds: float = 0,
         clock: Callable[[], float] = time.time,
+        frozen: "Frozen | None" = None,
     ) -> None:
         self._sites = sites
+        self._frozen = frozen or (lambda _: nullcontext([]))
         self._reporter = reporter
         self._stop = stop
         self._manager = manager
@@ -159,7 +168,9 @@ class Cycles:
             return
         with cut.opened(node, "cut", self._reporter) as root:
             if due and root.changed():
-                cycle.cut = root.cut().position
+                with self._frozen(unit.document.tree_id) as troubles:
+                    cycle.cut = root.cut().position
+                cycle.unfrozen = "; ".join(troubles)
             unit.document = root.document
         unit.ticked = tick if due else unit.ticked
 

@@ -22,7 +22,7 @@ from rbdtree.engine.claim import worker_name
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.forest import Forest, Member, look
 from rbdtree.manager import answer, notify, spread
-from rbdtree.manager.cycle import Cycle, Cycles
+from rbdtree.manager.cycle import Cycle, Cycles, Frozen
 from rbdtree.manager.keeper import Keeper, Place
 from rbdtree.manager.unit import Unit
 from rbdtree.manager.uplinks import Uplinks
@@ -70,7 +70,12 @@ class Manager:
     """``run`` until ``stop``; any number of them, on any machines."""
 
     def __init__(
-        self, sites: Sites, wish: Wish, listener: Listener | None = None, reporter: Reporter | None = None
+        self,
+        sites: Sites,
+        wish: Wish,
+        listener: Listener | None = None,
+        reporter: Reporter | None = None,
+        frozen: Frozen | None = None,
     ) -> None:
         self.name = f"{worker_name()}:{uuid.uuid4().hex[:6]}"
         self.units: dict[str, Unit] = {}
@@ -96,7 +101,9 @@ class Manager:
         self._site_of: dict[str, str] = {}
         self._window = copying.Window(copying.WINDOW)
         self._desks: dict[str, Desk] = {}
-        self._cycles = Cycles(sites, self._reporter, self._hurry, self.name, expiry_seconds=wish.expiry_seconds)
+        self._cycles = Cycles(
+            sites, self._reporter, self._hurry, self.name, expiry_seconds=wish.expiry_seconds, frozen=frozen
+        )
         self.uplinks = Uplinks(sites, self._reporter, self._uplink_failed)
         self._watches = Watches(sites, self._notified)
         self._keepers = {site: Keeper(sites, site, self.peer, self._lock_lost, self.kick) for site in sites.names()}

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -312,3 +313,29 @@ def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, m
     manager.stop()
     thread.join(30)
     assert time.monotonic() - since < 10
+
+
+def test_a_cut_by_schedule_freezes_what_is_mapped_here(grove: Grove) -> None:
+    """As the command does."""
+    seen: list[tuple[str, int]] = []
+
+    @contextmanager
+    def frozen(tree_id: str) -> Iterator[list[str]]:
+        seen.append((tree_id, len(grove.document("root").generations)))
+        yield []
+        seen.append((tree_id, len(grove.document("root").generations)))
+
+    grove.policy("root", tree=True, schedule="1s")
+    manager = service.Manager(grove.sites, service.Wish(poll=60.0), frozen=frozen)
+    thread = threading.Thread(target=manager.run)
+    thread.start()
+    try:
+        grove.write(0, b"new" * 1000)
+        until(lambda: len(seen) == 2, "it was cut")
+        time.sleep(2)
+    finally:
+        manager.stop()
+        thread.join(30)
+    # Nothing has changed since: nobody was frozen for it.
+    tree_id = grove.document("root").tree_id
+    assert seen == [(tree_id, 0), (tree_id, 1)]
