@@ -181,7 +181,9 @@ def _forward_one(
         with closing(pushed.opened(node.pool, push)) as source:
             wanted = pushed.changed(node.pool, push, source)
             evidence = _strange(document, push, wanted)
-            evidence = evidence or publish.leased(above.leases if leases is None else leases, push, wanted, time.time())
+            # Who was granted what since is for the root to say: what is known here may be of before the last grant.
+            known = tuple(x for x in above.leases if x.lost is None) if leases is None else leases
+            evidence = evidence or publish.leased(known, push, wanted, time.time())
             if evidence:
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
                 node.update(lambda d: d.with_push(refused), claim.cookie)
