@@ -1,7 +1,9 @@
 """In test hosts: rbd-nbd and krbd for real, three hosts at a time, and what a power cut leaves."""
 
+import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -240,3 +242,37 @@ def test_a_cache_counts_its_hits(yard: Yard) -> None:
     row = yard.at("h1", "--format", "json", "mapped").json["maps"][0]
     assert row["cache_bytes"] == 32 * MIB
     assert row["cache_hits"] > 0
+
+
+def used(yard: Yard, image: str) -> int:
+    """Bytes that the image has something in, as rbd tells."""
+    return sum(entry["length"] for entry in json.loads(yard.rbd("a", "diff", "--whole-object", "--format=json", image)))
+
+
+@pytest.mark.parametrize("driver", ["rbd-nbd", "krbd", "fuse"])
+def test_discards_and_growth(yard: Yard, driver: str) -> None:
+    """As docs/hosts.md has it of each driver."""
+    yard.tree()
+    mapped = yard.at("h1", "map", "vol/root", "--write", "--driver", driver, code=None)
+    if driver == "fuse" and mapped.code == 19:
+        pytest.skip("the test host has no FUSE")
+    assert mapped.code == 0, mapped
+    device = mapped.out.strip()
+    yard.sh("h1", f"dd if=/dev/urandom of={device} bs=1M count=16 oflag=direct")
+    assert used(yard, "vol") == 16 * MIB
+    yard.sh("h1", f"blkdiscard -o {4 * MIB} -l {8 * MIB} {device} && blockdev --flushbufs {device}")
+    assert used(yard, "vol") == 8 * MIB
+    yard.rbd("a", "resize", "--no-progress", "--size", "96M", "vol")
+
+    def seen() -> int:
+        return int(yard.sh("h1", f"blockdev --getsize64 {device}").out)
+
+    if driver == "fuse":
+        time.sleep(3)
+        assert seen() == 64 * MIB
+    else:
+        until("it has grown", lambda: seen() == 96 * MIB)
+    yard.at("h1", "unmap", device)
+    device = yard.at("h1", "map", "vol/root", "--write", "--driver", driver).out.strip()
+    assert seen() == 96 * MIB
+    yard.at("h1", "unmap", device)
