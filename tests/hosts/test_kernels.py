@@ -249,6 +249,7 @@ def used(yard: Yard, image: str) -> int:
     return sum(entry["length"] for entry in json.loads(yard.rbd("a", "diff", "--whole-object", "--format=json", image)))
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("driver", ["rbd-nbd", "krbd", "fuse"])
 def test_discards_and_growth(yard: Yard, driver: str) -> None:
     """As docs/hosts.md has it of each driver."""
