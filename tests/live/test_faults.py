@@ -289,7 +289,7 @@ def test_many_cuts_at_once(world: World) -> None:
 @pytest.mark.release
 def test_control_c(world: World, tmp_path: Path) -> None:
     _pair(world)
-    process = _midway(world, tmp_path, write_seconds=0.8)
+    process = _midway(world, tmp_path)
     process.send_signal(signal.SIGINT)
     code, said = _wait(process)
     assert code == 130, said
