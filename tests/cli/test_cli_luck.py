@@ -401,10 +401,9 @@ def test_two_cuts_at_once_make_two_generations(room: Any) -> None:
 
 
 def test_ctrl_c_stops_in_good_order(room: Any) -> None:
-    # More than may be in flight: what is, is waited for, and would be all of it.
-    room.tree(size="256M")
+    room.tree(size="64M")
     room.add("vol/m", "root", "mirror", "b")
-    room.write("a", "vol", bytes(range(1, 256)) * (240 * MIB // 255))
+    room.write("a", "vol", bytes(range(1, 256)) * (60 * MIB // 255))
     room.rbd("b", "config", "image", "set", "vol-m", "rbd_qos_bps_limit", 4 * MIB)
     process = start(("--config", room.config, "sync", "--cut", "vol"))
     deadline = time.monotonic() + 30
@@ -412,7 +411,7 @@ def test_ctrl_c_stops_in_good_order(room: Any) -> None:
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "rbdtree: vol/m: interrupted\n  Run the sync again" in err
     assert room.nodes()["m"]["doing"] == ""
