@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,10 @@ NAMES = ("a", "b", "c")
 SCRIPTS = Path(__file__).parents[1] / "ceph-dev"
 VARIABLE = "RBDTREE_TEST_CLUSTERS"
 _numbers = itertools.count(1)
+
+# Commands under test inherit that Ctrl-C is ignored, as it is for what a shell has put into the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes a slow test, not a wrong one.
 settings.register_profile("rbdtree", deadline=None, suppress_health_check=[HealthCheck.too_slow])
