@@ -449,12 +449,28 @@ def lacking(sites: Sites, document: NodeDocument, position: Position) -> str:
     return ""
 
 
+def unreserve(node: Node, document: NodeDocument, claim: Claim) -> NodeDocument:
+    """Without the holds of a branch that never came, or never moved there: its maker died."""
+    owner = f"branch:{node.node_id}"
+    stands = {document.branch.base if document.branch else None, document.intent.target if document.intent else None}
+    stale = [h.position for h in document.holds if h.owner == owner and h.position not in stands]
+    if not stale:
+        return document
+
+    def change(d: NodeDocument) -> NodeDocument:
+        for position in stale:
+            d = d.without_holds(owner, position)
+        return d
+
+    return node.update(change, claim.cookie)
+
+
 def reserve(sites: Sites, node: Node, position: Position) -> str:
     """Holds a generation for a branch, here and above, before anything stands on it. Who is ``lacking`` it: nothing is
     held then."""
     owner = f"branch:{node.node_id}"
-    held = Hold(owner, position, f"branch of {node.read().full_name}", True)
     before = node.read()
+    held = Hold(owner, position, f"branch of {before.full_name}", True)
     document = node.update(lambda d: d.with_hold(held))
     pin(sites, node)
     found = lacking(sites, document, position)

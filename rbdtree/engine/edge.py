@@ -210,9 +210,10 @@ def _add(seconds: dict[str, float], step: str, began: float) -> None:
 
 def after(sites: Sites, node: Node, claim: Claim, reporter: Reporter, expiry_seconds: float) -> None:
     """Pushes of or through this node: what became of them, and the branch moved on when it holds nothing else."""
-    document = node.read()
+    known = node.read()
+    document = branches.unreserve(node, known, claim)
     if not document.pushes and document.branch is None and not document.discarding:
-        if ends.needed_by(document):
+        if ends.needed_by(known):
             branches.pin(sites, node)
         return
     branches.clear(sites, node, document, claim, expiry_seconds)

@@ -77,13 +77,14 @@ def _take_back(node: Node, claim: Claim | None, reporter: Reporter) -> str:
             )
         if claim is None:
             return f"{document.full_name} would return to {intent.since}; what it holds now would be kept in a snapshot"
+        # Whoever died over the push may seem to have it open still.
+        claim.free(image)
         users = image.watchers()
         if users:
             raise errors.Busy(
                 f"the root's image {document.ref.image_spec} is open for writing at {', '.join(users)}",
                 "Unmap it there.",
             )
-        claim.free(image)
         kept = _keep(image, _kept_name())
         since = snapshot_name(document.tree_id, intent.since)
         with closing(node.pool.open(document.image_id, since)) as base:

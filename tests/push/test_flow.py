@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from live.world import TREE, bytes_read, noise
 
+from rbdtree.engine import branch as branching
 from rbdtree.engine import ends, landing, scrub
 from rbdtree.manager.glance import settled
 from rbdtree.model.document import Branch
@@ -344,6 +345,20 @@ def test_a_branch_over_what_the_root_has_still(volume: Volume) -> None:
     volume.put("k", {MIB: noise(512, "k")})
     volume.push("k", "--wait")
     volume.check_model()
+
+
+def test_what_was_held_for_a_branch_that_never_came_is_let_go(volume: Volume) -> None:
+    """Its maker died in between: nobody would ever move on from there."""
+    chain(volume)
+    node = volume.node("leaf")
+    base = volume.document("leaf").position
+    assert branching.reserve(volume.sites, node, base) == ""
+    edge = volume.document("m").edge
+    assert base in ends.pinned_by(volume.document("root"), edge)
+    volume.sync()
+    volume.sync()
+    assert not ends.pinned_by(volume.document("root"), edge)
+    volume.settled()
 
 
 def test_the_base_of_a_branch_is_held_at_the_root(volume: Volume) -> None:
