@@ -576,7 +576,7 @@ class Pool:
             if self._holder(name, purpose) is None:
                 return None
             held = self.place.claims[name, purpose]
-            return ClaimInfo(held.cookie, held.owner, repr(held.expires), held.address)
+            return ClaimInfo(held.cookie, held.owner, held.expires, held.address)
 
     def break_claim(self, name: str, info: ClaimInfo, purpose: str = WORK) -> None:
         self._drop_claim(name, (info.cookie, info.holder), purpose)
@@ -592,7 +592,7 @@ class Pool:
             self._alive()
             now = self.storage.clock()
             return [
-                ClaimInfo(held.cookie, held.owner, repr(held.expires), held.address)
+                ClaimInfo(held.cookie, held.owner, held.expires, held.address)
                 for held in self.place.managers.values()
                 if held.expires > now
             ]

@@ -69,11 +69,11 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClaimInfo:
-    """Who holds a claim: ``owner`` as the holder wrote it; ``expires`` (opaque) changes when it is renewed."""
+    """Who holds a claim: ``owner`` as the holder wrote it; ``expires`` in seconds by the cluster's clock."""
 
     cookie: str
     owner: str
-    expires: str
+    expires: float
     holder: str
     """RADOS name of the holder, for breaking the claim."""
 

@@ -16,6 +16,7 @@ from rbdtree.engine import claim
 from rbdtree.engine.claim import SECONDS, Claim
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind, NodeDocument, NodeRef, object_name
+from rbdtree.ports import Layout
 
 
 class Clock:
@@ -172,6 +173,35 @@ def test_a_silent_claim_is_waited_out(
     with Claim(node, "sync"), pytest.raises(errors.Fenced):
         theirs.update(lambda d: replace(d, epoch=2), "theirs")
     later.join()
+
+
+@pytest.mark.parametrize("end", ["given back", "ran out"])
+def test_the_one_before_is_fenced_only_when_its_claim_ran_out(
+    storage: memory.Storage, clock: Clock, node: Node, end: str
+) -> None:
+    """One that gave it back lives, and may have the image open to read from it, as for another edge."""
+    image_id = node.pool.create_image("n", 1 << 20, Layout(), None)
+    theirs = node_of(storage)
+    owner = claim.identity("sync", theirs.pool.cluster.address())
+    theirs.pool.claim(node.object, "theirs", owner, SECONDS)
+    opened = theirs.pool.open(image_id, read_only=False)
+    done = {
+        "given back": lambda: theirs.pool.unclaim(node.object, "theirs"),
+        "ran out": lambda: setattr(clock, "now", clock.now + SECONDS + 1),
+    }
+    later = threading.Timer(0.3, done[end])
+    later.start()
+    image = node.pool.open(image_id)
+    with Claim(node, "retain", wait=True) as held:
+        held.free(image)
+    later.join()
+    image.close()
+    if end == "given back":
+        opened.close()
+        theirs.pool.claim(node.object, "again", owner, SECONDS)
+    else:
+        with pytest.raises(errors.Fenced):
+            theirs.pool.claim(node.object, "again", owner, SECONDS)
 
 
 def test_a_claim_that_was_taken_away_stops_the_work(

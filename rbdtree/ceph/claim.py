@@ -76,7 +76,7 @@ def _holder(reader: "_Reader") -> ClaimInfo:
     reader.frame()
     seconds, nanoseconds = reader.number("I"), reader.number("I")
     reader.skip_address()
-    return ClaimInfo(cookie, reader.string(), f"{seconds}.{nanoseconds:09d}", f"{kind}.{number}")
+    return ClaimInfo(cookie, reader.string(), seconds + nanoseconds / 1e9, f"{kind}.{number}")
 
 
 def break_(ioctx: rados.Ioctx, oid: str, lock: str, held: ClaimInfo) -> None:

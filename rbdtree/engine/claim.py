@@ -143,10 +143,12 @@ class Claim:
 
     def _acquire(self) -> None:
         seen: ClaimInfo | None = None
+        last: ClaimInfo | None = None
         patience = time.monotonic() + 3 * SECONDS
         while True:
             try:
                 self._take()
+                self._predecessor = self._expired(last)
                 return
             except errors.Busy:
                 info = self.node.pool.claimed(self.node.object)
@@ -155,7 +157,7 @@ class Claim:
             if is_dead(info.owner):
                 self._bury(info)
                 continue
-            self._predecessor = _client(info)
+            last = info
             renewed = seen is not None and (seen.cookie, seen.expires) != (info.cookie, info.expires)
             if time.monotonic() > patience or (renewed and not self._wait):
                 raise errors.Busy(
@@ -164,6 +166,18 @@ class Claim:
                 )
             seen = seen or info
             time.sleep(_POLL)
+
+    def _expired(self, last: ClaimInfo | None) -> str:
+        """Address of the holder before us, whom we saw last as ``last``, when its claim ran out; empty when it gave it
+        back: it lives, and may have the image open for other reasons."""
+        if last is None:
+            return ""
+        try:
+            ours = self.node.pool.claimed(self.node.object)
+        except errors.Error:
+            return ""
+        taken = ours.expires - SECONDS if ours and ours.cookie == self.cookie else 0.0
+        return _client(last) if last.expires <= taken else ""
 
     def _bury(self, info: ClaimInfo) -> None:
         client = _client(info)
