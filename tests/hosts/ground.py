@@ -41,7 +41,7 @@ class Done:
         return json.loads(self.out)
 
 
-def until(what: str, question: Callable[[], Any], seconds: float = 30) -> Any:
+def until(what: str, question: Callable[[], Any], seconds: float = 120) -> Any:
     """Asks until the answer is true; the answer."""
     deadline = time.monotonic() + seconds
     while True:
@@ -191,7 +191,7 @@ class Yard:
         """A command of ours on this machine."""
         return self.site.shell(line(words, self.config), code, seconds)
 
-    def sh(self, host: str, command: str, code: int | None = 0, seconds: float = 90) -> Done:
+    def sh(self, host: str, command: str, code: int | None = 0, seconds: float = 240) -> Done:
         """A shell command inside a host."""
         answer = self.site.network.host(host).run(command, seconds)
         found = Done(f"{host}: {command}", answer.code, answer.out, answer.err)
@@ -199,7 +199,7 @@ class Yard:
         assert code is None or found.code == code, found
         return found
 
-    def at(self, host: str, *words: object, code: int | None = 0, seconds: float = 90) -> Done:
+    def at(self, host: str, *words: object, code: int | None = 0, seconds: float = 240) -> Done:
         """A command of ours inside a host."""
         return self.sh(host, line(words, self.config), code, seconds)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from ground import Yard, line, until
 
-pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(1200)]
 LOG = "/run/clock.log"
 
 
@@ -24,7 +24,7 @@ def test_the_clock_of_a_managers_host_is_set(yard: Yard) -> None:
     def arrives(when: str) -> None:
         before = max(seen(), default=0)
         yard.rbd("a", "bench", "--io-type=write", "--io-pattern=rand", "--io-size=4K", "--io-total=64K", "vol")
-        until(f"a generation is there {when}", lambda: max(seen(), default=0) > before, 90)
+        until(f"a generation is there {when}", lambda: max(seen(), default=0) > before, 240)
         assert seen() == sorted(seen())
 
     def equal() -> bool:
@@ -44,7 +44,7 @@ def test_the_clock_of_a_managers_host_is_set(yard: Yard) -> None:
         yard.sh("h3", f"date -s '{step}'")
         arrives(f"though the clock was set {step}")
         until("the mirror has what was written", equal)
-    until("retention, which looks once a minute, goes on", lambda: len(seen()) <= 4, 120)
+    until("retention, which looks once a minute, goes on", lambda: len(seen()) <= 4, 240)
     verdict = yard("--format", "json", "verify", "vol").json
     assert all(node["equal"] for node in verdict["nodes"])
     yard.sh("h3", "kill $(cat /run/clock.pid)")

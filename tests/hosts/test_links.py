@@ -6,7 +6,7 @@ import time
 import pytest
 from ground import Yard, line, until
 
-pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(1200)]
 CUT = 15
 """Seconds; longer than it waits for a cluster."""
 
@@ -35,7 +35,7 @@ def test_an_uplink_under_load_whose_link_is_cut(yard: Yard) -> None:
 
     first = newest()
     write()
-    until("the uplink publishes", lambda: newest() != first, 60)
+    until("the uplink publishes", lambda: newest() != first)
     host = yard.site.network.host("h1")
     host.cut_link()
     held = newest()
@@ -44,7 +44,7 @@ def test_an_uplink_under_load_whose_link_is_cut(yard: Yard) -> None:
     write()
     assert newest() == held
     host.cut_link(up=True)
-    until("it goes on", lambda: newest() != held, 120)
-    until("the root is the branch", equal, 60)
+    until("it goes on", lambda: newest() != held, 240)
+    until("the root is the branch", equal)
     yard.sh("h1", "kill $(cat /run/uplink.pid)")
     until("it ends in good order", lambda: not yard.sh("h1", "ls -d /proc/$(cat /run/uplink.pid)", None).out.strip())

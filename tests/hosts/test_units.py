@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ground import RBDTREE, Yard, until
 
-pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(1200)]
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SYSTEMD = Path("/lib/systemd/systemd")
 BOOT = """
@@ -126,7 +126,7 @@ def test_a_line_that_fails_stops_no_other_and_is_tried_again(booted: Booted) -> 
     until("the other line is tried again", lambda: int(booted.show("maps-retry", "NRestarts")) > 1)
     yard("add", "vol/late", "--parent", "root", "--kind", "mirror", "--image", yard.spec("b", "late"))
     yard("sync", "vol")
-    until("both are mapped", lambda: len(booted.devices()) == 2, 60)
+    until("both are mapped", lambda: len(booted.devices()) == 2)
     until("nothing is tried any more", lambda: booted.show("maps-retry", "ActiveState") == "inactive")
     booted.sh("systemctl stop rbdtree-maps.service")
     assert booted.show(r"follow@srv-vol", "ActiveState") == "inactive"
@@ -158,7 +158,7 @@ def test_a_manager_is_a_service(booted: Booted) -> None:
             return found == yard.sh("h1", "md5sum </run/data").out
 
         # A manager that was killed leaves locks, which end after 20 s, as does its claim on a node in mid-sync.
-        until(f"generation with {byte} arrives", there, 120)
+        until(f"generation with {byte} arrives", there, 300)
 
     booted.sh("systemctl start rbdtree-manager.service")
     assert booted.show("manager", "ActiveState") == "active"
@@ -175,7 +175,6 @@ def test_a_manager_is_a_service(booted: Booted) -> None:
                 booted.show("manager", "MainPID") not in (pid, "0")
                 and booted.show("manager", "ActiveState") == "active"
             ),
-            60,
         )
         arrives(2 + (number == "STOP"))
     booted.sh("systemctl stop rbdtree-manager.service")
