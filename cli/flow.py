@@ -35,7 +35,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     syncing.set_defaults(run=run_sync)
 
 
-def _cut(session: Session, tree: Tree) -> Generation:
+def make(session: Session, tree: Tree) -> Generation:
+    """The next generation, of a root whose maps on this host are frozen meanwhile."""
     node, document = document_of(tree.needed_root())
     if session.dry_run:
         document = ends.read_settled(node)
@@ -63,7 +64,7 @@ def _describe(generation: Generation, planned: bool) -> dict[str, object]:
 
 def run_cut(session: Session) -> int:
     tree = session.tree(session.whole(session.options.tree))
-    made = _cut(session, tree)
+    made = make(session, tree)
     text = (
         f"{tree.name}: would cut generation {made.position}"
         if session.dry_run
@@ -79,10 +80,10 @@ def run_cut(session: Session) -> int:
 def run_sync(session: Session) -> int:
     name = NodeName.parse(session.options.tree)
     tree = session.tree(name.tree)
-    only = _path(session, tree, name)
+    only = path_to(session, tree, name)
     made: Generation | None = None
     if session.options.cut:
-        made = _cut(session, tree)
+        made = make(session, tree)
         if not session.json:
             print(f"{tree.name}: {'would cut' if session.dry_run else 'cut'} generation {made.position}", flush=True)
         tree = session.tree(name.tree)
@@ -91,6 +92,15 @@ def run_sync(session: Session) -> int:
             f"{tree.name} has no generation yet",
             f"Make one: 'rbdtree cut {tree.name}', or 'rbdtree sync --cut {tree.name}'.",
         )
+    outcomes = bring(session, tree, only)
+    if made and session.dry_run:
+        for outcome in outcomes:
+            outcome.steps.append(f"then follow to {made.position}")
+    return say(session, tree, outcomes, made.position if made else tree.position)
+
+
+def bring(session: Session, tree: Tree, only: frozenset[str] | None) -> list[Outcome]:
+    """All nodes, or those of these names, to their parents' newest generation; with progress."""
     with progress.reporter(session) as reporter:
         run = Sync(
             session.sites,
@@ -100,14 +110,10 @@ def run_sync(session: Session) -> int:
             expiry_seconds=session.config.trash_expiry_seconds,
         )
         in_background(lambda: run.run(tree), run.stop, reporter)
-        outcomes = list(run.outcomes.values())
-    if made and session.dry_run:
-        for outcome in outcomes:
-            outcome.steps.append(f"then follow to {made.position}")
-    return say(session, tree, outcomes, made.position if made else tree.position)
+        return list(run.outcomes.values())
 
 
-def _path(session: Session, tree: Tree, name: NodeName) -> frozenset[str] | None:
+def path_to(session: Session, tree: Tree, name: NodeName) -> frozenset[str] | None:
     """Names of the nodes to bring on; None: all. An edge to a cluster of which this host knows nothing is none of its
     business: another host brings on what is above."""
     if not name.node:

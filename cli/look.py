@@ -1,18 +1,17 @@
-"""``status``, ``log``, ``diff``, ``verify``, ``marks``: nothing here changes anything."""
+"""``status``, ``log``, ``diff``, ``marks``: nothing here changes anything."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from typing import Any
 
 from rbdtree import errors
-from rbdtree.engine import difference, marks, verify
+from rbdtree.engine import difference, marks
 from rbdtree.engine import report as reports
-from rbdtree.engine.forest import Member, Tree, look
+from rbdtree.engine.forest import look
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import Position
 
-from . import completion, options, progress, render, watch
+from . import completion, options, render, watch
 from .completion import completes
 from .portion import portion_value
 from .session import Session, described
@@ -55,13 +54,6 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     diff.add_argument("--to", metavar="G", help="the newer one (default: the newest)")
     diff.add_argument("--totals", action="store_true", help="sums only, not every extent")
     diff.set_defaults(run=run_diff)
-
-    check = commands.add_parser(
-        "verify", help="compare a node with its parent, or the whole tree with the root", parents=common
-    )
-    completes(check.add_argument("tree", metavar="TREE[/NODE]"), completion.trees_and_nodes)
-    check.add_argument("--at", metavar="G", help="at this generation (default: the newest that both have)")
-    check.set_defaults(run=run_verify)
 
     listing = commands.add_parser("marks", help="everything of ours on the sites, and whose it is", parents=common)
     completes(listing.add_argument("tree", nargs="?", metavar="TREE"), completion.trees)
@@ -190,82 +182,6 @@ def run_diff(session: Session) -> int:
     number = render.counted(len(found.extents), "extent")
     print(f"{found.since} -> {found.to}: {render.size(found.extents.total)} in {number}")
     return 0
-
-
-def _pairs(tree: Tree, node: str) -> list[tuple[Member, Member]]:
-    """(node, what it is compared with)"""
-    if node:
-        member = tree.member(node)
-        parent = tree.members.get(member.parent_id)
-        if parent is None:
-            raise errors.UsageError(
-                f"{tree.name}/{node} has no parent to be compared with", f"Run 'rbdtree verify {tree.name}'."
-            )
-        return [(member, parent)]
-    root = tree.needed_root()
-    return [(m, root) for m in tree.members.values() if m is not root]
-
-
-def run_verify(session: Session) -> int:
-    name = NodeName.parse(session.options.tree)
-    at = Position.parse(session.options.at) if session.options.at else None
-    tree = session.tree(name.tree)
-    pairs = sorted(_pairs(tree, name.node), key=lambda pair: pair[0].ref.name)
-    with progress.reporter(session) as reporter:
-        verdicts = [verify.verify(session.sites, tree, mine, other, at, reporter) for mine, other in pairs]
-    if session.json:
-        session.put({"tree": tree.name, "nodes": [_verdict(v) for v in verdicts]}, "")
-    else:
-        for verdict in verdicts:
-            _print(verdict)
-        if not verdicts:
-            print(f"{tree.name}: nothing to compare: the root has no children yet")
-    if any(v.differences for v in verdicts):
-        return errors.Integrity.exit_code
-    return next((v.error.exit_code for v in verdicts if v.error), 0)
-
-
-def _verdict(verdict: verify.Verdict) -> dict[str, Any]:
-    return {
-        "node": verdict.node.partition("/")[2],
-        "against": verdict.against.partition("/")[2],
-        "generation": str(verdict.position) if verdict.position else None,
-        "equal": verdict.equal,
-        "checksummed_bytes": verdict.checksummed_bytes,
-        "read_bytes": verdict.read_bytes,
-        "structural": verdict.structural,
-        "differences": [
-            {
-                "object": d.object_number,
-                "extents": [{"offset_bytes": offset, "length_bytes": length} for offset, length in d.extents],
-            }
-            for d in verdict.differences
-        ],
-        "error": described(verdict.error) if verdict.error else None,
-    }
-
-
-def _print(verdict: verify.Verdict) -> None:
-    if verdict.error:
-        text = str(verdict.error)
-        print(f"rbdtree: {text if verdict.node in text else f'{verdict.node}: {text}'}", file=sys.stderr)
-        if verdict.error.hint:
-            print(f"  {verdict.error.hint}", file=sys.stderr)
-    elif verdict.structural:
-        print(f"{verdict.node} = {verdict.against} at {verdict.position}: a clean clone of that very snapshot")
-    elif verdict.equal:
-        print(
-            f"{verdict.node} = {verdict.against} at {verdict.position}: {render.size(verdict.checksummed_bytes)} by "
-            f"checksums of the OSDs, {render.size(verdict.read_bytes)} by reading"
-        )
-    else:
-        print(
-            f"{verdict.node} DIFFERS from {verdict.against} at {verdict.position} in "
-            f"{render.counted(len(verdict.differences), 'object')}:"
-        )
-        for found in verdict.differences:
-            where = ", ".join(f"{offset}+{length}" for offset, length in found.extents)
-            print(f"  object {found.object_number}: {where}")
 
 
 def run_marks(session: Session) -> int:

@@ -1023,10 +1023,8 @@ def distrust(trees: Trees, sites: Any, name: str) -> None:
     head.close()
     now = trees.now
     node.update(
-        lambda d: replace(
-            d,
-            distrust="of the test",
-            intent=d.intent and replace(d.intent, done_bytes=0, relayed=0.0, started=now, client=""),
+        lambda d: (
+            (w := d.with_distrust("of the test", now)) and replace(w, intent=w.intent and replace(w.intent, client=""))
         )
     )
 

@@ -543,12 +543,7 @@ class MirrorEdge:
 
     def _distrust(self, seen: str) -> None:
         now = self._now()
-        # Whoever took this delta from here while it arrived sees by the new beginning that it has to look again.
-        self._update(
-            lambda d: replace(
-                d, distrust=seen, intent=d.intent and replace(d.intent, done_bytes=0, relayed=0.0, started=now)
-            )
-        )
+        self._update(lambda d: d.with_distrust(seen, now))
         raise errors.Integrity(
             f"{self.name}: {seen}",
             f"Look with 'rbdtree verify {self.name}'; the next sync compares everything before it goes on.",

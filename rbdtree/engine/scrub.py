@@ -44,27 +44,31 @@ def scrub(sites: Sites, node: Node, length: int, reporter: Reporter) -> Piece | 
     except errors.NotFound as error:
         raise errors.Changed(f"{document.full_name}: generation {position} went while it was compared") from error
     found = len(verdict.differences)
+    objects = "1 object" if found == 1 else f"{found} objects"
     end = size if whole else min(size, begun.cursor_bytes + length)
     now = round(time.time(), 3)
     started = begun.started if begun.cursor_bytes else now
     finished = end >= size
 
     def note(d: NodeDocument) -> NodeDocument:
-        if (d.scrub or Scrub()) != begun:
-            # Another worker compared the same.
+        if (d.scrub or Scrub()) != begun or (found and d.intent):
+            # Another worker compared the same; or a copy has begun meanwhile, which would take the distrust for its
+            # own, and end it: then this piece is compared once more when it has.
             return d
         total = found + (begun.found if begun.cursor_bytes else 0)
         moved = (
             Scrub(0, started, now, total) if finished else Scrub(end, started, begun.finished, max(total, begun.found))
         )
-        suspicious = f"a scrub found {found} objects unlike {above.full_name} at {position}" if found else d.distrust
+        suspicious = f"a scrub found {objects} unlike {above.full_name} at {position}" if found else d.distrust
         return replace(d, scrub=moved, distrust=suspicious)
 
-    node.update(note)
+    noted = node.update(note)
+    if found and not noted.distrust:
+        raise errors.Changed(f"{document.full_name} was copied to while it was compared", "It is compared again.")
     if found:
         numbers = ", ".join(str(difference.object_number) for difference in verdict.differences[:4])
         raise errors.Integrity(
-            f"{document.full_name}: {found} objects differ from {above.full_name} at {position} ({numbers})",
+            f"{document.full_name}: {objects} unlike {above.full_name} at {position} ({numbers})",
             f"The next generation mends it; 'rbdtree verify {document.full_name}' shows the bytes.",
         )
     return Piece(begun.cursor_bytes, max(0, end - begun.cursor_bytes), found, finished)

@@ -390,6 +390,12 @@ class NodeDocument:
         kept = tuple(h for h in self.holds if h.owner != owner or (position is not None and h.position != position))
         return replace(self, holds=kept)
 
+    def with_distrust(self, seen: str, now: float) -> "NodeDocument":
+        """The next copy compares everything, and one that was begun begins anew: whoever takes it from here while it
+        arrives sees by its new beginning that it has to look again."""
+        begun = self.intent and replace(self.intent, done_bytes=0, relayed=0.0, started=now)
+        return replace(self, distrust=seen, intent=begun)
+
     def with_generation(self, generation: Generation) -> "NodeDocument":
         others = [g for g in self.generations if g.position != generation.position]
         return replace(self, generations=tuple(sorted([*others, generation], key=lambda g: g.position)))

@@ -71,7 +71,7 @@ def check_json(command: str, value: Any, absent: tuple[str, ...] = ()) -> None:
     assert value["version"] == 1
 
 
-NO_ERROR = ("nodes[].error.", "nodes[].differences[]")
+NO_ERROR = ("nodes[].error.", "nodes[].differences[]", "repaired[]")
 
 
 # -- looking
@@ -228,7 +228,7 @@ def test_verify(shared: Any) -> None:
     assert re.fullmatch(r"vol/g = vol/root at 1\.2: .*B by checksums of the OSDs, .*B by reading", plain[0])
     assert "vol/k = vol/root at 1.2: a clean clone of that very snapshot" in plain
     failed = shared.get("verify", "vol", "--at", "1.3", code=errno.ENOENT)
-    check_json("verify", failed, ("nodes[].differences[]",))
+    check_json("verify", failed, ("nodes[].differences[]", "repaired[]"))
     assert "nothing to compare" in shared.run("verify", "new").out
 
 
@@ -250,10 +250,66 @@ def test_verify_tells_what_differs(room: Any) -> None:
     found = room.get("verify", "vol", code=None)
     if found["nodes"][0]["equal"]:
         pytest.skip("the write made a clone of the object: the snapshot is as it was")
-    check_json("verify", found, ("nodes[].error.",))
+    check_json("verify", found, ("nodes[].error.", "repaired[]"))
     assert found["nodes"][0]["differences"][0]["object"] == 0
     done = room.run("verify", "vol", code=errno.EBADMSG)
     assert re.search(r"vol/m DIFFERS from vol/root at 1\.1 in 1 object:\n  object 0: \d+\+\d+", done.out)
+
+
+def rot(room: Any, site: str, name: str, data: bytes, number: int, offset: int) -> None:
+    """Behind RBD's back, in the head's object and so in the snapshot that shares it: a bad disk."""
+    with room.image(site, name, read_only=True) as image:
+        prefix = image.block_name_prefix()
+    with room.ioctx(site) as ioctx:
+        ioctx.write(f"{prefix}.{number:016x}", data, offset)
+
+
+@pytest.mark.ceph
+def test_verify_repairs(room: Any) -> None:
+    """A mirror, and a mirror of it: each is compared whole with its parent, parents first. A clone cannot be mended."""
+    room.tree()
+    room.add("vol/m", "root", "mirror", "b")
+    room.add("vol/g", "m", "mirror", "c")
+    room.write("a", "vol", b"one" * 5000)
+    room.write("a", "vol", b"two" * 5000, 4 << 20)
+    room.run("sync", "--cut", "vol")
+    rot(room, "b", "vol-m", b"BAD", 0, 4096)
+    rot(room, "c", "vol-g", b"EVIL", 1, 8192)
+    before = room.dump()
+    planned = room.get("verify", "vol", "--repair", "--dry-run", code=errno.EBADMSG)
+    check_json("verify", planned, ("nodes[].error.",))
+    assert (planned["repaired"], planned["dry_run"]) == (["g", "m"], True)
+    assert "would cut a generation" in room.run("verify", "vol", "--repair", "--dry-run", code=errno.EBADMSG).out
+    room.refused("verify", "vol", "--repair", "--at", "1.1", code=errno.EINVAL, before=before, says="never written to")
+
+    found = room.get("verify", "vol", "--repair")
+    assert found["repaired"] == ["g", "m"]
+    assert [(n["node"], n["generation"], n["equal"]) for n in found["nodes"]] == [
+        ("g", "1.2", True),
+        ("m", "1.2", True),
+    ]
+    wanted = room.read("a", "vol")
+    assert room.read("b", "vol-m") == wanted
+    assert room.read("c", "vol-g") == wanted
+    assert room.get("verify", "vol", "--repair")["repaired"] == []
+    assert "1.3" not in room.run("log", "vol").out
+
+    rot(room, "b", "vol-m", b"AGAIN", 1, 4096)
+    done = room.run("verify", "vol/m", "--repair").out
+    assert "vol/m DIFFERS from vol/root at 1.2 in 1 object:" in done
+    assert "vol: cut generation 1.3; with it compared whole: m" in done
+    assert "vol/m = vol/root at 1.3" in done
+    assert room.read("b", "vol-m") == wanted
+
+    room.add("vol/k", "root", "clone", "a")
+    room.run("sync", "vol/k")
+    room.write("a", "vol-k", b"mine")
+    done = room.run("verify", "vol/k", "--repair", code=errno.EBADMSG)
+    assert "rbdtree rollback vol/k" in done.err
+    assert "1.4" not in room.run("log", "vol").out
+    room.run("rollback", "vol/k")
+    room.run("sync", "vol/k")
+    assert "vol/k = vol/root at 1.3" in room.run("verify", "vol/k").out
 
 
 @pytest.mark.ceph
