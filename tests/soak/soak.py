@@ -11,6 +11,7 @@ import argparse
 import faulthandler
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,13 +426,25 @@ class Soak:
         }
 
 
+def keep_logs(stage: Stage) -> Path:
+    """The folder they are copied to: the stage's own goes with it."""
+    logs = Path(tempfile.mkdtemp(prefix="rbdtree-soak-logs."))
+    for manager in stage.managers:
+        with suppress(OSError):
+            (logs / manager.log.name).write_bytes(manager.log.read_bytes())
+    for path in stage.directory.glob("?/log/*.log"):
+        with suppress(OSError):
+            (logs / f"{path.parents[1].name}-{path.name}").write_bytes(path.read_bytes())
+    return logs
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--managers", type=int, default=3)
     parser.add_argument("--settle", type=float, default=180, metavar="SECONDS", help="how long coming to rest may take")
-    parser.add_argument("--keep", action="store_true", help="keep the managers' logs")
+    parser.add_argument("--keep", action="store_true", help="keep the logs when all went well, too")
     options = parser.parse_args()
     # kill -USR1 shows where it hangs.
     faulthandler.register(signal.SIGUSR1)
@@ -449,19 +462,15 @@ def main() -> int:
         soak.take_apart()
         assert not found["bugs"], "a manager met a defect of its own"
         say("all is well")
+        if options.keep:
+            say(f"the logs of managers and daemons are in {keep_logs(stage)}")
         return 0
     except BaseException:
-        logs = Path(tempfile.mkdtemp(prefix="rbdtree-soak-logs."))
-        for manager in stage.managers:
-            with suppress(OSError):
-                (logs / manager.log.name).write_bytes(manager.log.read_bytes())
-        for path in directory.glob("?/log/*.log"):
-            with suppress(OSError):
-                (logs / f"{path.parents[1].name}-{path.name}").write_bytes(path.read_bytes())
-        say(f"the logs of managers and daemons are in {logs}")
+        say(f"the logs of managers and daemons are in {keep_logs(stage)}")
         raise
     finally:
         stage.close()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
