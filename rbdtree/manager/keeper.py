@@ -58,7 +58,8 @@ class Keeper:
         self._held: dict[str, Held] = {}
         self._places: set[Place] = set()
         self._peers: dict[Place, tuple[Peer, ...]] = {}
-        self._answered = 0.0
+        self.answered = 0.0
+        """When the lists were read last, by the monotonic clock."""
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{site}", daemon=True)
@@ -68,7 +69,7 @@ class Keeper:
 
     def answers(self) -> bool:
         """Whether the site has answered lately."""
-        return bool(self._answered) and time.monotonic() - self._answered < _SILENT
+        return bool(self.answered) and time.monotonic() - self.answered < _SILENT
 
     def peers(self, place: Place) -> tuple[Peer, ...]:
         """The managers listed there; this one among them, once it is."""
@@ -136,7 +137,7 @@ class Keeper:
             try:
                 self._renew()
                 self.error = None
-                self._answered = began
+                self.answered = began
             except errors.Fenced as error:
                 # Somebody took over from us while we stood still: this connection can do nothing any more.
                 self.error = error
@@ -164,8 +165,9 @@ class Keeper:
             except (errors.Denied, errors.NotFound):
                 # A key that may only read there, or a pool that is gone: none of ours.
                 continue
-            if found != self._peers.get(place):
-                self._peers[place] = found
+            before = self._peers.get(place)
+            self._peers[place] = found
+            if found != before:
                 self._moved()
         for place in set(self._peers) - self._places:
             self._peers.pop(place, None)

@@ -23,13 +23,16 @@ from rbdtree.engine.desk import Desk
 from rbdtree.engine.forest import Forest, Member, look
 from rbdtree.manager import answer, notify, spread
 from rbdtree.manager.cycle import Cycle, Cycles, Frozen
-from rbdtree.manager.keeper import Keeper, Place
+from rbdtree.manager.keeper import LEASE_SECONDS, Keeper, Place
 from rbdtree.manager.unit import Unit
 from rbdtree.manager.uplinks import Uplinks
 from rbdtree.manager.watches import Listened, Watches
 from rbdtree.model.document import DIRECTORY, Kind, NodeDocument, object_name
 from rbdtree.ports import Reporter, Silent, Sites
 
+_OTHERS_TURN = 2 * spread.MOMENT_SECONDS
+_COMES_BACK = 4 * spread.MOMENT_SECONDS
+"""What was given away, and nobody took, is this manager's again by then."""
 _PERSON_SECONDS = 2.0
 """Between two looks at what waits for a person, however often the documents are written."""
 
@@ -113,6 +116,7 @@ class Manager:
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
         self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
         self._gave = 0.0
+        self._weighed = 0.0
         self._decided = 0.0
         self._next_poll = 0.0
 
@@ -131,7 +135,8 @@ class Manager:
     def peer(self) -> spread.Peer:
         """This manager, for the list."""
         fsids = frozenset(k.fsid for k in self._keepers.values() if k.fsid and k.answers())
-        return spread.Peer(self.name, fsids, sum(unit.held or unit.taking for unit in list(self.units.values())))
+        load = sum(unit.held or unit.taking for unit in list(self.units.values()))
+        return spread.Peer(self.name, fsids, load, time.monotonic())
 
     def site_errors(self) -> dict[str, errors.Error | None]:
         """By site: why it does not answer."""
@@ -345,7 +350,7 @@ class Manager:
     def _spread(self, now: float) -> None:
         me = self.peer()
         for unit in self.units.values():
-            if unit.held or unit.taking or unit.running or now < unit.free_since:
+            if unit.held or unit.taking or unit.running or now < max(unit.free_since, unit.given + _OTHERS_TURN):
                 continue
             keeper = self._keepers[unit.ref.site]
             if keeper.answers() and spread.takes(
@@ -354,18 +359,25 @@ class Manager:
                 unit.tried, unit.taking = now, True
                 self._locks[unit.ref.site].submit(self._ask, unit, keeper)
                 me = self.peer()
-        if now - self._gave < 1.0:
+        if now - self._weighed < spread.MOMENT_SECONDS or now - self._gave < _COMES_BACK:
             return
-        self._gave = now
+        self._weighed = now
         idle = {u.edge: u for u in self.units.values() if u.held and not u.running and now < u.due}
-        peers = {p.manager: p for k in self._keepers.values() for u in idle.values() for p in k.peers(u.place)}
-        given = spread.gives(me, peers.values(), {edge: unit.needs for edge, unit in idle.items()})
-        if given:
+        peers = spread.newest(p for k in self._keepers.values() for u in idle.values() for p in k.peers(u.place))
+        given = spread.gives(me, peers, {edge: unit.needs for edge, unit in idle.items()})
+        if given and any(k.answers() and k.answered < now - _OTHERS_TURN for k in self._keepers.values()):
+            # By what the others say now: whoever took what was given last has more since.
+            self._tell()
+        elif given:
             unit = idle[given]
             self._drop(unit)
-            # Not to be taken back before the others had their turn.
-            unit.free_since = now + 2 * spread.MOMENT_SECONDS
-            self._keepers[unit.ref.site].look()
+            unit.given = self._gave = now
+            self._tell()
+
+    def _tell(self) -> None:
+        """How many edges this manager has, in all lists, and hears of the others'."""
+        for keeper in self._keepers.values():
+            keeper.look()
 
     def _ask(self, unit: Unit, keeper: Keeper) -> None:
         taken, failed = False, None
@@ -397,7 +409,10 @@ class Manager:
             unit.held, unit.leave, unit.uplink_trouble = True, threading.Event(), None
             unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
             self._due(unit, now)
-            self._keepers[unit.ref.site].look()
+            if now < unit.given + _COMES_BACK:
+                # Nobody wanted it: who is listed with less stands still. The list forgets it before long.
+                self._weighed = now + LEASE_SECONDS
+            self._tell()
             self._listener.edge(unit, "taken")
 
     # -- when

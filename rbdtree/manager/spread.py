@@ -9,22 +9,24 @@ harmless: its lock decides.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MOMENT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A manager as the list shows it. ``fsids``: the clusters it reaches; ``load``: edges it has."""
+    """A manager as the list shows it. ``fsids``: the clusters it reaches; ``load``: edges it has; ``told``: when, by
+    a clock of its own, as each cluster has a list, and of one that it does not reach any more an old entry."""
 
     manager: str
     fsids: frozenset[str]
     load: int
+    told: float = field(default=0.0, compare=False)
 
     def text(self, identity: str) -> str:
         """For the list; ``identity`` is the process, so that others can tell whether it lives."""
-        told = {"manager": self.manager, "fsids": sorted(self.fsids), "load": self.load}
+        told = {"manager": self.manager, "fsids": sorted(self.fsids), "load": self.load, "told": self.told}
         return json.dumps({**json.loads(identity), **told})
 
     @classmethod
@@ -32,7 +34,9 @@ class Peer:
         """None for an entry of something else."""
         try:
             told = json.loads(text)
-            return cls(str(told["manager"]), frozenset(map(str, told["fsids"])), int(told["load"]))
+            return cls(
+                str(told["manager"]), frozenset(map(str, told["fsids"])), int(told["load"]), float(told.get("told", 0))
+            )
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -52,6 +56,15 @@ def takes(me: Peer, others: Iterable[Peer], edge: str, needs: frozenset[str], fr
         if other.manager != me.manager
     )
     return free_seconds >= before * MOMENT_SECONDS
+
+
+def newest(entries: Iterable[Peer]) -> list[Peer]:
+    """Of each manager what it told last."""
+    found: dict[str, Peer] = {}
+    for entry in entries:
+        if entry.manager not in found or found[entry.manager].told < entry.told:
+            found[entry.manager] = entry
+    return list(found.values())
 
 
 def gives(me: Peer, others: Iterable[Peer], idle: dict[str, frozenset[str]]) -> str | None:

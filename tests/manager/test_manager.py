@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ import pytest
 
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
+from rbdtree.engine import claim
 from rbdtree.engine.loss import Window
 from rbdtree.manager import keeper, service, uplinks
+from rbdtree.manager.spread import Peer
 from rbdtree.model.document import Hold, Kind
 
 from .forest import Grove, until
@@ -100,6 +103,32 @@ def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
     until(lambda: not first.held() & second.held(), "and knows it")
     second.stop()
     until(lambda: len(first.held()) == 4, "what was let go is taken, long before its locks would end")
+
+
+def test_what_is_given_away_is_given_once(grove: Grove) -> None:
+    first = grove.run()
+    until(lambda: len(first.held()) == 4, "the only manager has all")
+    second = grove.run()
+    until(lambda: len(second.held()) == 2, "it gives away half of them")
+    time.sleep(3)
+    told = Counter(what for _, what in first.heard.edges)
+    assert (told["given"], told["taken"]) == (2, 4)
+    assert not any(what == "given" for _, what in second.heard.edges)
+
+
+def test_what_nobody_took_is_not_given_again_and_again(grove: Grove) -> None:
+    """A manager that stands still is listed until its entry lapses, with nothing to do."""
+    frozen = memory.Sites(grove.storages)
+    fsids = frozenset(frozen.cluster(name).fsid for name in "abc")
+    text = Peer("frozen", fsids, 0).text(claim.identity("manager", "elsewhere"))
+    for name in "abc":
+        frozen.cluster(name).pool("p").enlist("frozen", text, 600)
+    first = grove.run()
+    until(lambda: any(what == "given" for _, what in first.heard.edges), "it gives one to who has none")
+    until(lambda: len(first.held()) == 4, "and takes it back, as nobody else does")
+    time.sleep(4)
+    assert [what for _, what in first.heard.edges].count("given") == 1
+    assert len(first.held()) == 4
 
 
 def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbdtree.engine.claim import identity
-from rbdtree.manager.spread import MOMENT_SECONDS, Peer, gives, takes
+from rbdtree.manager.spread import MOMENT_SECONDS, Peer, gives, newest, takes
 
 ALL = frozenset({"a", "b", "c"})
 
@@ -60,6 +60,13 @@ def test_giving_comes_to_rest_and_is_even(managers: int, edges: int, dice: rando
             break
     loads = [len(mine) for mine in held.values()]
     assert max(loads) - min(loads) <= 1
+
+
+def test_of_several_entries_the_newest_counts() -> None:
+    """A manager that is cut off from a cluster leaves an old entry there."""
+    old, new = Peer("m1", ALL, 0, told=5.0), Peer("m1", ALL, 3, told=9.0)
+    for order in ([old, new], [new, old]):
+        assert [p.load for p in newest([*order, peer("m2", 1)])] == [3, 1]
 
 
 def test_nothing_is_given_to_who_cannot_reach_it() -> None:
