@@ -5,6 +5,7 @@ One thread a site, so that a cluster that does not answer keeps no other waiting
 what it holds there, before others may take it.
 """
 
+import json
 import threading
 import time
 import uuid
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine.claim import identity, is_dead
 from rbdtree.manager.spread import Peer
-from rbdtree.ports import EDGE, Pool, Sites
+from rbdtree.ports import EDGE, Cluster, Pool, Sites
 
 LEASE_SECONDS = 20.0
 _RENEW = LEASE_SECONDS / 4
 _SILENT = LEASE_SECONDS * 0.6
+_PURPOSE = "manager "
 
 Place = tuple[str, str]
 """(pool, namespace)"""
@@ -32,6 +34,24 @@ class Held:
     place: Place
     object: str
     cookie: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The last that a manager told: when by its own clock, and by ours; ``owner`` is its process."""
+
+    told: float
+    seen: float
+    owner: str
+
+
+def _manager_of(owner: str) -> str:
+    """Which manager holds a lock; empty where that cannot be told."""
+    with suppress(ValueError, KeyError, TypeError):
+        doing = str(json.loads(owner)["doing"])
+        if doing.startswith(_PURPOSE):
+            return doing.removeprefix(_PURPOSE)
+    return ""
 
 
 class Keeper:
@@ -58,6 +78,7 @@ class Keeper:
         self._held: dict[str, Held] = {}
         self._places: set[Place] = set()
         self._peers: dict[Place, tuple[Peer, ...]] = {}
+        self._heard: dict[str, Heard] = {}
         self.answered = 0.0
         """When the lists were read last, by the monotonic clock."""
         self._wake = threading.Event()
@@ -87,13 +108,14 @@ class Keeper:
 
     # -- locks on edges
 
-    def take(self, place: Place, name: str) -> bool:
-        """Takes the lock on the edge to the node with this document; False when it is another's.
+    def take(self, place: Place, name: str) -> str | None:
+        """Takes the lock on the edge to the node with this document; None when it is ours now, else the manager that
+        has it (empty where that cannot be told).
 
         What a process of this machine held that is gone is nobody's."""
         pool = self._pool(place)
         cookie = uuid.uuid4().hex
-        owner = identity(f"manager {self._me().manager}", pool.cluster.address())
+        owner = self._owner(pool.cluster)
         for _ in range(2):
             try:
                 pool.claim(name, cookie, owner, LEASE_SECONDS, EDGE)
@@ -103,11 +125,16 @@ class Keeper:
                     if info:
                         pool.break_claim(name, info, EDGE)
                     continue
-                return False
+                return _manager_of(info.owner)
             with self._guard:
                 self._held[name] = Held(place, name, cookie)
-            return True
-        return False
+            return None
+        return ""
+
+    def stirs(self, manager: str) -> bool:
+        """Whether this manager has renewed what it holds lately, as far as the lists tell."""
+        heard = self._heard.get(manager)
+        return heard is not None and time.monotonic() - heard.seen < _SILENT and not is_dead(heard.owner)
 
     def holds(self, name: str) -> bool:
         """Whether it was taken, and not lost since."""
@@ -123,6 +150,9 @@ class Keeper:
                 pool = self._pool(held.place)
                 pool.unclaim(name, held.cookie, EDGE)
                 pool.notify(name)
+
+    def _owner(self, cluster: Cluster) -> str:
+        return identity(_PURPOSE + self._me().manager, cluster.address())
 
     def _pool(self, place: Place) -> Pool:
         return self._sites.cluster(self.site).pool(*place)
@@ -183,10 +213,13 @@ class Keeper:
             peer = Peer.parse(info.owner)
             if peer and not is_dead(info.owner):
                 found.append(peer)
+                heard = self._heard.get(peer.manager)
+                if heard is None or peer.told > heard.told:
+                    self._heard[peer.manager] = Heard(peer.told, time.monotonic(), info.owner)
         return tuple(sorted(found, key=lambda p: p.manager))
 
     def _renew_lock(self, lock: Held) -> None:
-        owner = identity(f"manager {self._me().manager}", self._sites.cluster(self.site).address())
+        owner = self._owner(self._sites.cluster(self.site))
         try:
             self._pool(lock.place).renew_claim(lock.object, lock.cookie, owner, LEASE_SECONDS, EDGE)
         except (errors.NotFound, errors.Busy):

@@ -33,6 +33,7 @@ from rbdtree.ports import Reporter, Silent, Sites
 _OTHERS_TURN = 2 * spread.MOMENT_SECONDS
 _COMES_BACK = 4 * spread.MOMENT_SECONDS
 """What was given away, and nobody took, is this manager's again by then."""
+_ASK_SECONDS = 1.0
 _PERSON_SECONDS = 2.0
 """Between two looks at what waits for a person, however often the documents are written."""
 
@@ -100,7 +101,7 @@ class Manager:
         self._rescan = True
         self._scanning = False
         self._found: tuple[Forest, list[Listened]] | None = None
-        self._taken: list[tuple[Unit, bool, errors.Error | None]] = []
+        self._taken: list[tuple[Unit, str | None, errors.Error | None]] = []
         self._site_of: dict[str, str] = {}
         self._window = copying.Window(copying.WINDOW)
         self._desks: dict[str, Desk] = {}
@@ -135,8 +136,8 @@ class Manager:
     def peer(self) -> spread.Peer:
         """This manager, for the list."""
         fsids = frozenset(k.fsid for k in self._keepers.values() if k.fsid and k.answers())
-        load = sum(unit.held or unit.taking for unit in list(self.units.values()))
-        return spread.Peer(self.name, fsids, load, time.monotonic())
+        held = sum(unit.held for unit in list(self.units.values()))
+        return spread.Peer(self.name, fsids, held, time.monotonic())
 
     def site_errors(self) -> dict[str, errors.Error | None]:
         """By site: why it does not answer."""
@@ -211,8 +212,8 @@ class Manager:
             self._give_up(name)
         if found:
             self._take_in(*found)
-        for unit, is_ours, error in taken:
-            self._answered(unit, is_ours, error, now)
+        for unit, holder, error in taken:
+            self._answered(unit, holder, error, now)
         for one in told:
             self._wake(one, now)
         if self._rescan or now >= self._next_poll:
@@ -349,16 +350,21 @@ class Manager:
 
     def _spread(self, now: float) -> None:
         me = self.peer()
+        hoped = me.load + sum(unit.taking for unit in self.units.values())
         for unit in self.units.values():
             if unit.held or unit.taking or unit.running or now < max(unit.free_since, unit.given + _OTHERS_TURN):
                 continue
             keeper = self._keepers[unit.ref.site]
-            if keeper.answers() and spread.takes(
-                me, keeper.peers(unit.place), unit.edge, unit.needs, now - unit.free_since
-            ):
-                unit.tried, unit.taking = now, True
-                self._locks[unit.ref.site].submit(self._ask, unit, keeper)
-                me = self.peer()
+            mine, free = replace(me, load=hoped), now - unit.free_since
+            if not keeper.answers() or not spread.takes(mine, keeper.peers(unit.place), unit.edge, unit.needs, free):
+                continue
+            if now < unit.tried + self._wish.poll and keeper.stirs(unit.holder):
+                # To ask would tell the same.
+                unit.free_since = now + _ASK_SECONDS
+                continue
+            unit.tried, unit.taking = now, True
+            hoped += 1
+            self._locks[unit.ref.site].submit(self._ask, unit, keeper)
         if now - self._weighed < spread.MOMENT_SECONDS or now - self._gave < _COMES_BACK:
             return
         self._weighed = now
@@ -380,10 +386,12 @@ class Manager:
             keeper.look()
 
     def _ask(self, unit: Unit, keeper: Keeper) -> None:
-        taken, failed = False, None
+        holder: str | None = ""
+        failed = None
         try:
-            taken = not self._stopping.is_set() and keeper.take(unit.place, object_name(unit.ref.node_id))
-            if taken and self._stopping.is_set():
+            if not self._stopping.is_set():
+                holder = keeper.take(unit.place, object_name(unit.ref.node_id))
+            if holder is None and self._stopping.is_set():
                 # The others need not wait until it lapses.
                 keeper.drop(object_name(unit.ref.node_id))
         except errors.Error as error:
@@ -391,18 +399,19 @@ class Manager:
         except Exception as error:
             failed = errors.Bug(f"{unit.name}: lock: {type(error).__name__}: {error}")
         with self._moved:
-            self._taken.append((unit, taken, failed))
+            self._taken.append((unit, holder, failed))
             self._kicked = True
             self._moved.notify_all()
 
-    def _answered(self, unit: Unit, taken: bool, error: errors.Error | None, now: float) -> None:
-        unit.taking = False
+    def _answered(self, unit: Unit, holder: str | None, error: errors.Error | None, now: float) -> None:
+        """``holder``: the manager that has it; None when it is this one."""
+        unit.taking, unit.holder = False, holder or ""
         if error:
             self._listener.problem(error)
             unit.free_since = now + 5.0
-        elif not taken or not self._keepers[unit.ref.site].holds(object_name(unit.ref.node_id)):
+        elif holder is not None or not self._keepers[unit.ref.site].holds(object_name(unit.ref.node_id)):
             # Asked again when its holder may have gone; a notification comes sooner.
-            unit.free_since = max(unit.free_since, now + 2.0)
+            unit.free_since = max(unit.free_since, now + _ASK_SECONDS)
         elif self.units.get(unit.ref.node_id) is not unit:
             self._unlock(unit)
         else:
@@ -434,6 +443,7 @@ class Manager:
                         unit.not_before = min(unit.not_before, max(now, unit.waits_since + _PERSON_SECONDS))
                 else:
                     # It may have been let go.
+                    unit.holder = ""
                     unit.free_since = min(unit.free_since, max(now, unit.tried + spread.MOMENT_SECONDS))
 
     def _dispatch(self, now: float) -> None:

@@ -24,6 +24,8 @@ class Unit:
     """Its lock is being asked for."""
     free_since: float = 0.0
     tried: float = 0.0
+    holder: str = ""
+    """The manager that had it when its lock was asked for last."""
     given: float = 0.0
     """When it was let go for another manager to take."""
     running: bool = False

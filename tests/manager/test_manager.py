@@ -18,6 +18,7 @@ from rbdtree.engine.loss import Window
 from rbdtree.manager import keeper, service, uplinks
 from rbdtree.manager.spread import Peer
 from rbdtree.model.document import Hold, Kind
+from rbdtree.ports import EDGE, WORK
 
 from .forest import Grove, until
 
@@ -129,6 +130,29 @@ def test_what_nobody_took_is_not_given_again_and_again(grove: Grove) -> None:
     time.sleep(4)
     assert [what for _, what in first.heard.edges].count("given") == 1
     assert len(first.held()) == 4
+
+
+def test_who_has_an_edge_and_is_alive_is_not_asked_for_it(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two managers at rest nobody asks; an edge that is let go is taken all the same."""
+    asked: list[str] = []
+    claimed = memory.Pool.claim
+
+    def count(self: memory.Pool, name: str, cookie: str, owner: str, seconds: float, purpose: str = WORK) -> None:
+        try:
+            claimed(self, name, cookie, owner, seconds, purpose)
+        except errors.Busy:
+            if purpose == EDGE:
+                asked.append(name)
+            raise
+
+    first, second = grove.run(poll=60.0), grove.run(poll=60.0)
+    until(lambda: len(first.held()) == len(second.held()) == 2, "they share the edges")
+    time.sleep(4)
+    monkeypatch.setattr(memory.Pool, "claim", count)
+    time.sleep(6)
+    assert not asked
+    second.stop()
+    until(lambda: len(first.held()) == 4, "what was let go is taken")
 
 
 def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:

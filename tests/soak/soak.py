@@ -13,6 +13,7 @@ import json
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,7 @@ class Soak:
         self._mender = threading.Thread(target=self._mend, name="mender", daemon=True)
         self._began = time.monotonic()
         self._counter = 0
+        self._killed: list[tuple[str, float]] = []
         self.gauge = Gauge(stage.managers[0])
         """Of the manager that is never ended, only stopped and cut off."""
 
@@ -232,6 +236,7 @@ class Soak:
             self._note(f"kill -9 {manager.name}, started again after {pause:.0f} s")
             manager.signal(signal.SIGKILL)
             manager.wait(10)
+            self._killed.append((manager.name, time.time()))
             self.later(pause, f"start {manager.name}", manager.start)
 
     def _terminate(self) -> None:
@@ -404,6 +409,27 @@ class Soak:
                 found = [entry.key for entry in ioctx.list_objects() if entry.key.startswith("rbdtree.")]
             assert not found, f"{site}: {found}"
 
+    def _takeovers(self) -> dict[str, Any]:
+        """How long the edges of managers that were killed were nobody's."""
+        moves: list[tuple[float, str, str, bool]] = []
+        for manager in self.stage.managers:
+            for event in manager.events():
+                if event.get("event") == "edge":
+                    at = datetime.fromisoformat(event["timestamp"].replace("Z", "+00:00")).timestamp()
+                    moves.append((at, manager.name, event["node"], event["what"] == "taken"))
+        moves.sort()
+        waits = []
+        for name, died in self._killed:
+            had = {node: taken for at, who, node, taken in moves if who == name and at <= died}
+            for node in (node for node, taken in had.items() if taken):
+                again = (at for at, _, other, taken in moves if at > died and taken and other == node)
+                waits += [at - died for at in islice(again, 1)]
+        waits.sort()
+        found: dict[str, Any] = {"edges": len(waits)}
+        if waits:
+            found |= {"median_seconds": round(statistics.median(waits), 1), "longest_seconds": round(waits[-1], 1)}
+        return found
+
     def summary(self) -> dict[str, Any]:
         """What happened, in figures."""
         cycles: Counter[str] = Counter()
@@ -422,6 +448,7 @@ class Soak:
             "pushes": dict(root.landed),
             "writes": sum(len(pieces) for pieces in self.wrote.values()),
             "manager": self.gauge.summary(),
+            "takeovers": self._takeovers(),
             "bugs": bugs[:3],
         }
 
