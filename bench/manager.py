@@ -45,6 +45,11 @@ class Manager:
             self._process.kill()
         self._log.close()
 
+    def check(self) -> None:
+        """Nothing is waited for that a dead manager would have to do."""
+        if self._process.poll() is not None:
+            raise SystemExit(f"the manager ended:\n{Path(self._log.name).read_text()[-2000:]}")
+
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
@@ -89,9 +94,10 @@ class Grove:
         found = tool.ask(self.sites, self.sites.b, "status", self.name, "--quick")["trees"][0]
         return all((n["epoch"], n["sequence"]) == (found["epoch"], found["sequence"]) for n in found["nodes"])
 
-    def settle(self, seconds: float = 300) -> None:
+    def settle(self, manager: Manager, seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while not self.level():
+            manager.check()
             if time.monotonic() > until:
                 raise SystemExit(f"{self.name} did not settle")
             time.sleep(0.3)
@@ -99,14 +105,14 @@ class Grove:
     def change(self, pieces: int) -> None:
         self.hand.write([self.name], self.shape.pieces(pieces, 64 << 10))
 
-    def cut_to_level(self, names: list[str]) -> float:
+    def cut_to_level(self, names: list[str], manager: Manager) -> float:
         """Seconds from the end of the cut; seen by reading documents, ten times a second at most."""
         began = time.monotonic()
         position = tool.ask(self.sites, self.sites.a, "cut", self.name)["generation"]
-        self._watch(names, position)
+        self._watch(names, position, manager)
         return time.monotonic() - began
 
-    def _watch(self, names: list[str], position: str) -> None:
+    def _watch(self, names: list[str], position: str, manager: Manager) -> None:
         from rbdtree.ceph.sites import Sites as Clusters
         from rbdtree.config import load
         from rbdtree.engine.forest import look
@@ -120,6 +126,7 @@ class Grove:
                     found = {m.ref.name: m.document for m in tree.members.values()}
                     if all((d := found[name]) and str(d.newest_position) == position for name in names):
                         return
+                    manager.check()
                     time.sleep(0.02)
                 raise SystemExit(f"{self.name} did not get {position}")
             finally:
@@ -139,7 +146,7 @@ def idle(sites: Sites, hand: Hand, counts: list[int], seconds: float, figures: d
         made = count
         tool.run(sites, sites.b, "sync", "idle")
         with Manager(sites) as manager:
-            grove.settle()
+            grove.settle(manager)
             time.sleep(15)
             cpu, ops, began = manager.cpu_seconds(), hand.counter("op") + far.counter("op"), time.monotonic()
             time.sleep(seconds)
@@ -170,13 +177,13 @@ def shaped(
             grove.policy(cut_through=switch, parallel="16")
             tool.run(sites, sites.b, "sync", grove.name)
             found = []
-            with Manager(sites):
-                grove.settle()
+            with Manager(sites) as manager:
+                grove.settle(manager)
                 time.sleep(3)
                 for _ in range(rounds):
                     grove.change(512)
-                    found.append(grove.cut_to_level(names))
-                    grove.settle()
+                    found.append(grove.cut_to_level(names, manager))
+                    grove.settle(manager)
             medians[switch] = statistics.median(found)
             figures[f"{label}, cut-through {switch}"] = found
             print(f"{label}, cut-through {switch}: {medians[switch]:.2f} s", file=sys.stderr, flush=True)
