@@ -138,8 +138,13 @@ class Grove:
 def idle(sites: Sites, hand: Hand, counts: list[int], seconds: float, figures: dict[str, Any]) -> list[list[str]]:
     far = Hand(sites.b)
     grove = Grove(sites, hand, "idle", 1)
-    rows = []
     made = 0
+    before, began = hand.counter("op") + far.counter("op"), time.monotonic()
+    time.sleep(seconds)
+    # What the clusters' own daemons do, and whoever counts.
+    rest = (hand.counter("op") + far.counter("op") - before) / (time.monotonic() - began)
+    figures["idle-none"] = {"ops": rest}
+    rows = [["no manager", "", f"{rest:.1f}", ""]]
     for count in counts:
         for number in range(made, count):
             grove.add(f"n{number}", "root", "b")
