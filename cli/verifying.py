@@ -85,34 +85,75 @@ def run_verify(session: Session) -> int:
 
 def _repair(session: Session, tree: Tree, verdicts: list[verify.Verdict]) -> list[str]:
     """Names of the nodes that were (would be) compared whole, and written to where they differ."""
-    members = [(tree.member(v.node.partition("/")[2]), v) for v in verdicts if v.differences]
-    mirrors = [(m, v) for m, v in members if repair.possible(document_of(m)[1])]
-    for member, verdict in members:
-        if (member, verdict) not in mirrors:
-            session.warn(
-                errors.Diverged(
-                    f"{verdict.node} is a clone with data of its own: no copy that could be mended",
-                    f"Run 'rbdtree rollback {verdict.node}', which keeps what it holds.",
-                )
+    wrong = [(tree.member(v.node.partition("/")[2]), v) for v in verdicts if v.differences]
+    mirrors = [(m, v) for m, v in wrong if repair.possible(document_of(m)[1])]
+    for _, verdict in (entry for entry in wrong if entry not in mirrors):
+        session.warn(
+            errors.Diverged(
+                f"{verdict.node} is a clone with data of its own: no copy that could be mended",
+                f"Run 'rbdtree rollback {verdict.node}', which keeps what it holds.",
             )
-    names = sorted(member.ref.name for member, _ in mirrors)
-    if not mirrors or session.dry_run:
+        )
+    if _all_alike(verdicts, [v for _, v in mirrors]):
+        session.warn(
+            errors.Integrity(
+                f"all nodes of {tree.name} differ from the root in the same bytes: it may be the root that is wrong",
+                f"Restore it; or, if it is right, mend one by one: 'rbdtree verify {verdicts[0].node} --repair'.",
+            )
+        )
+        return []
+    names = sorted(m.ref.name for m, _ in mirrors if session.dry_run or _distrusted(session, m, verdicts))
+    try:
+        tree.needed_root()
+    except errors.Error as error:
+        # Whoever has the root cuts the generation that mends them.
+        session.warn(error)
+        return []
+    if not names or session.dry_run:
         return names
-    tree.needed_root()
-    for _, verdict in mirrors:
-        if not session.json:
+    if not session.json:
+        for verdict in verdicts:
             _print(verdict)
-    for member, verdict in mirrors:
+    return _mended(session, tree, names)
+
+
+def _all_alike(verdicts: list[verify.Verdict], wrong: list[verify.Verdict]) -> bool:
+    """Several mirrors, none of which is like what all were compared with, and all of them in the same bytes."""
+    extents = {tuple(pair for d in v.differences for pair in d.extents) for v in wrong}
+    return 1 < len(wrong) == len(verdicts) and len(extents) == 1
+
+
+def _distrusted(session: Session, member: Member, verdicts: list[verify.Verdict]) -> bool:
+    """Whether it is to be compared whole now."""
+    verdict = next(v for v in verdicts if v.node.partition("/")[2] == member.ref.name)
+    try:
         repair.distrust(document_of(member)[0], verdict)
+    except errors.Error as error:
+        session.warn(error)
+        return False
+    return True
+
+
+def _mended(session: Session, tree: Tree, names: list[str]) -> list[str]:
+    """Cuts, and brings the nodes to what was cut; those that are there now, and were compared."""
     made = flow.make(session, session.tree(tree.name))
     if not session.json:
         print(f"{tree.name}: cut generation {made.position}; with it compared whole: {', '.join(names)}", flush=True)
-    tree = session.tree(tree.name)
-    paths = [flow.path_to(session, tree, NodeName(tree.name, name)) or frozenset[str]() for name in names]
-    for outcome in flow.bring(session, tree, frozenset[str]().union(*paths)):
-        if outcome.error:
-            session.warn(outcome.error)
-    return names
+    before: list[object] = []
+    while True:
+        tree = session.tree(tree.name)
+        paths = [flow.path_to(session, tree, NodeName(tree.name, name)) or frozenset[str]() for name in names]
+        failed = [o.error for o in flow.bring(session, tree, frozenset[str]().union(*paths)) if o.error]
+        for error in failed:
+            if isinstance(error, errors.Interrupted):
+                raise error
+            session.warn(error)
+        documents = [document_of(session.tree(tree.name).member(name))[1] for name in names]
+        now: list[object] = [(d.position, d.intent) for d in documents]
+        # A manager may have begun before us; what it does is the same, and takes as long.
+        if now == before or not any(isinstance(error, errors.Busy) for error in failed):
+            return [d.name for d in documents if d.position >= made.position and not d.distrust]
+        before = now
 
 
 def _verdict(verdict: verify.Verdict) -> dict[str, Any]:

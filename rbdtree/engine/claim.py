@@ -116,12 +116,9 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._keeper.join()
-        if not self._lost:
-            try:
-                self.node.pool.unclaim(self.node.object, self.cookie)
-            except errors.Error:
-                # It expires by itself.
-                return
+        # Also one that is lost, as when its holder was to leave: nobody need wait for it to expire.
+        with suppress(errors.Error):
+            self.node.pool.unclaim(self.node.object, self.cookie)
 
     def check(self) -> None:
         """Raises ``Fenced`` when the claim may be somebody else's by now."""

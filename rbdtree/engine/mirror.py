@@ -351,7 +351,8 @@ class MirrorEdge:
         source = self._open_source(self._upstream_document(), target)
         first, last = self._snapshot(since) if since else None, self._snapshot(target)
         compare = bool(self.document.distrust)
-        if not relay.counts(intent, self._upstream_document()):
+        # What is distrusted is compared from the beginning, also where another has taken part of it meanwhile.
+        if (compare and intent.relayed) or not relay.counts(intent, self._upstream_document()):
             intent = self._record_relayed(0, 0.0, intent.size_bytes)
         size = source.size()
         portion, (added, removed) = intent.portion, self._shift(intent, size)

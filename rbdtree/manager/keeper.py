@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rbdtree import errors
 from rbdtree.engine.claim import identity, is_dead
 from rbdtree.manager.spread import Peer
-from rbdtree.ports import EDGE, Cluster, Pool, Sites
+from rbdtree.ports import EDGE, ClaimInfo, Cluster, Pool, Sites
 
 LEASE_SECONDS = 20.0
 _RENEW = LEASE_SECONDS / 4
@@ -38,10 +38,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The last that a manager told: when by its own clock, and by ours; ``owner`` is its process."""
+    """The last that a manager told: when by its own clock; when that was new here (0: nobody knows), and last in the
+    list, by ours; ``owner`` is its process."""
 
     told: float
     seen: float
+    known: float
     owner: str
 
 
@@ -81,6 +83,7 @@ class Keeper:
         self._heard: dict[str, Heard] = {}
         self.answered = 0.0
         """When the lists were read last, by the monotonic clock."""
+        self._renewed = 0.0
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{site}", daemon=True)
@@ -103,7 +106,7 @@ class Keeper:
             self._wake.set()
 
     def look(self) -> None:
-        """Renews at once, as after a change of load."""
+        """Tells and lists at once, as after a change of load."""
         self._wake.set()
 
     # -- locks on edges
@@ -121,7 +124,7 @@ class Keeper:
                 pool.claim(name, cookie, owner, LEASE_SECONDS, EDGE)
             except errors.Busy:
                 info = pool.claimed(name, EDGE)
-                if info is None or is_dead(info.owner):
+                if info is None or is_dead(info.owner) or self._forgotten(name, info):
                     if info:
                         pool.break_claim(name, info, EDGE)
                     continue
@@ -131,10 +134,15 @@ class Keeper:
             return None
         return ""
 
+    def _forgotten(self, name: str, info: ClaimInfo) -> bool:
+        """Whether it is a lock of this very manager, which it gave up while the site was silent, or never heard of."""
+        return _manager_of(info.owner) == self._me().manager and not self.holds(name)
+
     def stirs(self, manager: str) -> bool:
-        """Whether this manager has renewed what it holds lately, as far as the lists tell."""
+        """Whether this manager, another than this one, has renewed what it holds lately, as far as the lists tell."""
         heard = self._heard.get(manager)
-        return heard is not None and time.monotonic() - heard.seen < _SILENT and not is_dead(heard.owner)
+        late = heard is None or manager == self._me().manager or time.monotonic() - heard.seen > _SILENT
+        return not late and heard is not None and not is_dead(heard.owner)
 
     def holds(self, name: str) -> bool:
         """Whether it was taken, and not lost since."""
@@ -182,10 +190,13 @@ class Keeper:
     def _renew(self) -> None:
         cluster = self._sites.cluster(self.site)
         self.fsid = cluster.fsid
-        with self._guard:
-            held = list(self._held.values())
-        for lock in held:
-            self._renew_lock(lock)
+        began = time.monotonic()
+        if began - self._renewed > _RENEW / 2:
+            with self._guard:
+                held = list(self._held.values())
+            for lock in held:
+                self._renew_lock(lock)
+            self._renewed = began
         text = self._me().text(identity("manager", cluster.address()))
         for place in list(self._places):
             try:
@@ -203,6 +214,8 @@ class Keeper:
             self._peers.pop(place, None)
             with suppress(errors.Error):
                 cluster.pool(*place).delist(self._cookie)
+        for gone in [name for name, heard in self._heard.items() if began - heard.known > 2 * LEASE_SECONDS]:
+            del self._heard[gone]
         if not self._places:
             # Nothing to renew: does it answer?
             cluster.places()
@@ -213,18 +226,25 @@ class Keeper:
             peer = Peer.parse(info.owner)
             if peer and not is_dead(info.owner):
                 found.append(peer)
-                heard = self._heard.get(peer.manager)
-                if heard is None or peer.told > heard.told:
-                    self._heard[peer.manager] = Heard(peer.told, time.monotonic(), info.owner)
+                heard, now = self._heard.get(peer.manager), time.monotonic()
+                # Of the first entry nobody knows how old it is.
+                seen = 0.0 if heard is None else now if peer.told > heard.told else heard.seen
+                self._heard[peer.manager] = Heard(peer.told, seen, now, info.owner)
         return tuple(sorted(found, key=lambda p: p.manager))
 
     def _renew_lock(self, lock: Held) -> None:
+        """While it is held: a pass may take long, and another lock on the same edge have been taken since it began."""
+        with self._guard:
+            if self._held.get(lock.object) is not lock:
+                return
         owner = self._owner(self._sites.cluster(self.site))
         try:
             self._pool(lock.place).renew_claim(lock.object, lock.cookie, owner, LEASE_SECONDS, EDGE)
         except (errors.NotFound, errors.Busy):
             with self._guard:
-                known = self._held.pop(lock.object, None)
+                known = self._held.get(lock.object) is lock
+                if known:
+                    del self._held[lock.object]
             if known:
                 self._lost(lock.object)
 

@@ -33,6 +33,7 @@ from rbdtree.ports import Reporter, Silent, Sites
 _OTHERS_TURN = 2 * spread.MOMENT_SECONDS
 _COMES_BACK = 4 * spread.MOMENT_SECONDS
 """What was given away, and nobody took, is this manager's again by then."""
+_KEPT_SECONDS = 600.0
 _ASK_SECONDS = 1.0
 _PERSON_SECONDS = 2.0
 """Between two looks at what waits for a person, however often the documents are written."""
@@ -118,6 +119,7 @@ class Manager:
         self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
         self._gave = 0.0
         self._weighed = 0.0
+        self._asked = 0.0
         self._decided = 0.0
         self._next_poll = 0.0
 
@@ -358,7 +360,7 @@ class Manager:
             mine, free = replace(me, load=hoped), now - unit.free_since
             if not keeper.answers() or not spread.takes(mine, keeper.peers(unit.place), unit.edge, unit.needs, free):
                 continue
-            if now < unit.tried + self._wish.poll and keeper.stirs(unit.holder):
+            if now < unit.tried + min(self._wish.poll, LEASE_SECONDS) and keeper.stirs(unit.holder):
                 # To ask would tell the same.
                 unit.free_since = now + _ASK_SECONDS
                 continue
@@ -368,16 +370,20 @@ class Manager:
         if now - self._weighed < spread.MOMENT_SECONDS or now - self._gave < _COMES_BACK:
             return
         self._weighed = now
-        idle = {u.edge: u for u in self.units.values() if u.held and not u.running and now < u.due}
-        peers = spread.newest(p for k in self._keepers.values() for u in idle.values() for p in k.peers(u.place))
+        idle = {u.edge: u for u in self.units.values() if u.held and not u.running and u.kept < now < u.due}
+        keepers = [keeper for keeper in self._keepers.values() if keeper.answers()]
+        peers = spread.newest(p for k in keepers for u in idle.values() for p in k.peers(u.place))
         given = spread.gives(me, peers, {edge: unit.needs for edge, unit in idle.items()})
-        if given and any(k.answers() and k.answered < now - _OTHERS_TURN for k in self._keepers.values()):
-            # By what the others say now: whoever took what was given last has more since.
+        if not given:
+            self._asked = 0.0
+        elif not self._asked:
+            # By what the others say from now on: whoever took what was given last has more since.
+            self._asked = now
             self._tell()
-        elif given:
+        elif all(keeper.answered >= self._asked for keeper in keepers):
             unit = idle[given]
             self._drop(unit)
-            unit.given = self._gave = now
+            unit.given, self._gave, self._asked = now, now, 0.0
             self._tell()
 
     def _tell(self) -> None:
@@ -419,8 +425,8 @@ class Manager:
             unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
             self._due(unit, now)
             if now < unit.given + _COMES_BACK:
-                # Nobody wanted it: who is listed with less stands still. The list forgets it before long.
-                self._weighed = now + LEASE_SECONDS
+                # Nobody wanted it: who is listed with less stands still, for one. The list forgets it before long.
+                self._weighed, unit.kept = now + LEASE_SECONDS, now + _KEPT_SECONDS
             self._tell()
             self._listener.edge(unit, "taken")
 

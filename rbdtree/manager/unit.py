@@ -28,6 +28,8 @@ class Unit:
     """The manager that had it when its lock was asked for last."""
     given: float = 0.0
     """When it was let go for another manager to take."""
+    kept: float = 0.0
+    """Until then it is not let go so: nobody took it, who may be one that works on other trees only."""
     running: bool = False
     again: bool = False
     due: float = 0.0

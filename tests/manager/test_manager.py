@@ -130,6 +130,7 @@ def test_what_nobody_took_is_not_given_again_and_again(grove: Grove) -> None:
     time.sleep(4)
     assert [what for _, what in first.heard.edges].count("given") == 1
     assert len(first.held()) == 4
+    assert [u.kept > time.monotonic() + 60 for u in first.manager.units.values()].count(True) == 1
 
 
 def test_who_has_an_edge_and_is_alive_is_not_asked_for_it(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +154,34 @@ def test_who_has_an_edge_and_is_alive_is_not_asked_for_it(grove: Grove, monkeypa
     assert not asked
     second.stop()
     until(lambda: len(first.held()) == 4, "what was let go is taken")
+
+
+def test_a_fenced_manager_takes_its_own_edges_again(grove: Grove) -> None:
+    """The lock that it had is in its own name still: nobody else would ask for it, as its holder is alive."""
+    grove.cut()
+    first, second = grove.run(poll=600.0), grove.run(poll=600.0)
+    until(lambda: len(first.held()) == len(second.held()) == 2, "they share the edges")
+    until(grove.level, "all is level")
+    who = next(m for m in (first, second) if "m" in m.held())
+    grove.storages["b"].fence(who.manager._sites.cluster("b").address())
+    until(lambda: "m" not in who.held(), "it hears of it")
+    until(lambda: "m" in first.held() | second.held(), "somebody has it", 15)
+
+
+def test_who_is_slow_to_answer_is_given_edges_too(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at all lists takes longer than a moment."""
+    enlist = memory.Pool.enlist
+
+    def slow(self: memory.Pool, *told: Any) -> None:
+        if self.storage.fsid == "c":
+            time.sleep(2.2)
+        enlist(self, *told)
+
+    monkeypatch.setattr(memory.Pool, "enlist", slow)
+    first = grove.run(poll=600.0)
+    until(lambda: len(first.held()) == 4, "the only manager has all")
+    second = grove.run(poll=600.0)
+    until(lambda: len(second.held()) == 2, "it gives away half of them", 60)
 
 
 def test_a_lock_that_takes_long_stops_no_other_edge(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
