@@ -31,8 +31,6 @@ from rbdtree.model.document import DIRECTORY, Kind, NodeDocument, object_name
 from rbdtree.ports import Reporter, Silent, Sites
 
 _OTHERS_TURN = 2 * spread.MOMENT_SECONDS
-_COMES_BACK = 4 * spread.MOMENT_SECONDS
-"""What was given away, and nobody took, is this manager's again by then."""
 _KEPT_SECONDS = 600.0
 _ASK_SECONDS = 1.0
 _PERSON_SECONDS = 2.0
@@ -117,7 +115,6 @@ class Manager:
         """Where locks are asked for and given back: a site that does not answer must not stop the others' edges."""
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
         self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
-        self._gave = 0.0
         self._weighed = 0.0
         self._asked = 0.0
         self._decided = 0.0
@@ -367,9 +364,12 @@ class Manager:
             unit.tried, unit.taking = now, True
             hoped += 1
             self._locks[unit.ref.site].submit(self._ask, unit, keeper)
-        if now - self._weighed < spread.MOMENT_SECONDS or now - self._gave < _COMES_BACK:
+        if now - self._weighed < spread.MOMENT_SECONDS:
             return
         self._weighed = now
+        if any(not u.held and not u.holder and now < u.given + LEASE_SECONDS for u in self.units.values()):
+            # One at a time: who has taken what was given last is told when it is asked for.
+            return
         idle = {u.edge: u for u in self.units.values() if u.held and not u.running and u.kept < now < u.due}
         keepers = [keeper for keeper in self._keepers.values() if keeper.answers()]
         peers = spread.newest(p for k in keepers for u in idle.values() for p in k.peers(u.place))
@@ -383,7 +383,7 @@ class Manager:
         elif all(keeper.answered >= self._asked for keeper in keepers):
             unit = idle[given]
             self._drop(unit)
-            unit.given, self._gave, self._asked = now, now, 0.0
+            unit.given, self._asked = now, 0.0
             self._tell()
 
     def _tell(self) -> None:
@@ -424,7 +424,7 @@ class Manager:
             unit.held, unit.leave, unit.uplink_trouble = True, threading.Event(), None
             unit.not_before, unit.waits_since, unit.whole_due = 0.0, 0.0, 0.0
             self._due(unit, now)
-            if now < unit.given + _COMES_BACK:
+            if now < unit.given + LEASE_SECONDS:
                 # Nobody wanted it: who is listed with less stands still, for one. The list forgets it before long.
                 self._weighed, unit.kept = now + LEASE_SECONDS, now + _KEPT_SECONDS
             self._tell()
