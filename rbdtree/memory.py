@@ -454,6 +454,15 @@ class Pool:
                 raise errors.NotFound(f"image {name} is not the one with id {image_id}")
             self.place.trash[image_id] = (name, self.place.images.pop(name))
 
+    def restore(self, image_id: str, name: str) -> None:
+        with self.storage.guard:
+            self._alive()
+            if image_id not in self.place.trash:
+                raise errors.NotFound(f"no image {image_id} in the trash")
+            if name in self.place.images:
+                raise errors.Exists(f"image {name} exists")
+            self.place.images[name] = self.place.trash.pop(image_id)[1]
+
     def purge(self, image_id: str) -> None:
         with self.storage.guard:
             self._alive()

@@ -239,6 +239,9 @@ class Pool(Protocol):
     def trash(self, image_id: str, name: str, expiry_seconds: float) -> None:
         """Moves the image to the RBD trash, in use or not. ``NotFound`` when no such image has that name."""
 
+    def restore(self, image_id: str, name: str) -> None:
+        """Out of the trash again. ``NotFound`` when it is not there, ``Exists`` when the name is taken."""
+
     def purge(self, image_id: str) -> None:
         """Removes an image of ours from the trash; nothing when it is not there.
 

@@ -214,6 +214,10 @@ class Pool:
         with translated(f"move image {self.path}/{name} to the trash"):
             self._rbd.trash_move(self.ioctx, name, int(expiry_seconds))
 
+    def restore(self, image_id: str, name: str) -> None:
+        with translated(f"restore image {self.path}/{name} from the trash"):
+            self._rbd.trash_restore(self.ioctx, image_id, name)
+
     def purge(self, image_id: str) -> None:
         with suppress(errors.NotFound), translated(f"remove image {self.path}/{image_id} from the trash"):
             self._rbd.trash_remove(self.ioctx, image_id, True)

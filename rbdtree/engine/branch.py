@@ -115,7 +115,7 @@ def ensure(sites: Sites, node: Node, uplink: str | None, at: Position | None) ->
 
 def _check_there(node: Node, document: NodeDocument, branch: Branch) -> None:
     if node.pool.image_id(branch.image) != branch.image_id:
-        if swapping(document):
+        if swapping(document) or (branch.image_id, branch.image) in document.discarding:
             raise errors.Busy(
                 f"{document.full_name}: its branch was moving to a newer generation, and that was not finished",
                 f"Run 'rbdtree sync {document.full_name}': it goes on where it stopped.",
@@ -329,7 +329,7 @@ def _resized(document: NodeDocument, branch: Branch, head: Image) -> errors.Erro
 def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float = KEPT) -> NodeDocument:
     """Images that were given up go to the trash; goes on where a discard died.
 
-    One that a branch moved on from goes for good, unless somebody wrote to it at the last moment."""
+    One that a branch moved on from goes for good."""
     discarded = document.branch is None
     if document.discarding and discarded:
         release_hold(sites, document)
@@ -338,9 +338,14 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
             # The branch has these bytes too.
             parcel.drop(node.pool, name)
             continue
-        if node.pool.image_id(name) == image_id:
+        if document.branch and image_id == document.branch.image_id:
+            # It was to move on, and whoever saw to that died, or somebody came for it: it stays.
+            put_back(node.pool, image_id, name)
+            continue
+        with suppress(errors.NotFound):
             unfollow(node, image_id)
             marks.unmark_image(node.pool, image_id)
+        if node.pool.image_id(name) == image_id:
             node.pool.trash(image_id, name, expiry_seconds)
         if discarded:
             finish_trash(node.pool, image_id, document.tree_id, purge=not expiry_seconds)
@@ -350,6 +355,37 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
     if document.discarding:
         return node.update(lambda d: replace(d, discarding=()), claim.cookie)
     return document
+
+
+def put_back(pool: Pool, image_id: str, name: str) -> None:
+    """An image that was taken away has its name again; nothing when it has it, or is gone for good."""
+    if pool.image_id(name) != image_id:
+        with suppress(errors.NotFound):
+            pool.restore(image_id, name)
+
+
+def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
+    """Whether somebody came for an image before it was taken away: has it open, or wrote to it since this snapshot
+    (None: at all). Nobody finds it by its name any more, so what is true now remains true."""
+    try:
+        image = pool.open(image_id)
+    except errors.NotFound:
+        return False
+    try:
+        if image.watchers():
+            return True
+        if since is None:
+            return image.own_data()
+        rough = delta.coarse(image, since, None)
+        if not rough and image.size() == _size_at(image, since):
+            return False
+        with closing(pool.open(image_id, since)) as older:
+            if image.size() != older.size():
+                return True
+            with closing(extents.compared(image, older, delta.exact(image, since, rough))) as found:
+                return any(found)
+    finally:
+        image.close()
 
 
 def unwritten(pool: Pool, image_id: str) -> bool:
@@ -510,10 +546,18 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
     if gone:
         return f"its branch stays over {branch.base}: {gone} does not have generation {newest} any more"
 
+    # Out of everybody's reach first: who opened it since we looked may have written to it, and then it stays. Whoever
+    # dies in between leaves it to ``clear``, which puts it back.
+    going = (branch.image_id, branch.image)
+    document = node.update(lambda d: replace(d, discarding=(*d.discarding, going)), claim.cookie)
+    node.pool.trash(*going, KEPT)
+    if wanted_back(node.pool, branch.image_id, branch.since):
+        clear(sites, node, document, claim)
+        return f"its branch stays over {branch.base}: somebody came for it just now"
+
     def change(d: NodeDocument) -> NodeDocument:
         moved = replace(branch, image_id="", base=newest, since=push_snapshot_name(d.tree_id, 0))
-        released = d.without_holds(f"branch:{d.ref.node_id}")
-        return replace(released, branch=moved, discarding=(*d.discarding, (branch.image_id, branch.image)))
+        return replace(d.without_holds(f"branch:{d.ref.node_id}"), branch=moved)
 
     document = node.update(change, claim.cookie)
     document = clear(sites, node, document, claim)

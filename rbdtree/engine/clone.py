@@ -250,6 +250,9 @@ class CloneEdge:
         if current != intent.image_id:
             if current is not None:
                 self._discard(current, name)
+            branch = self.document.branch
+            if old and branches.wanted_back(pool, old, branch.since if branch else None):
+                self._put_back(old, name)
             pool.rename(self._beside, name)
         if old and old != intent.image_id:
             self._purge(old)
@@ -261,6 +264,16 @@ class CloneEdge:
             raise errors.Exists(f"{self.name}: another image is called {name} now", "Move it away and sync again.")
         marks.unmark_image(pool, image_id)
         pool.trash(image_id, name, self._expiry_seconds)
+
+    def _put_back(self, image_id: str, name: str) -> None:
+        """Somebody opened the old clone, or wrote to it, after we had looked: it stays."""
+        branches.put_back(self.child.pool, image_id, name)
+        marks.mark_image(self.child.pool, image_id, self.document)
+        self._abandon()
+        raise errors.Changed(
+            f"{self.name}: somebody came for {self.document.ref.image_spec} while it was moved to a newer generation",
+            f"It is as it was. Run 'rbdtree sync {self.name}' again.",
+        )
 
     def _purge(self, image_id: str) -> None:
         """Out of the trash at once when nobody has it open and it holds nothing that is not published."""

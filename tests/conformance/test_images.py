@@ -227,6 +227,30 @@ def test_the_trash_takes_an_image_by_name_and_id(world: World) -> None:
     assert world.pool.create_image(name, UNIT, SMALL, None) != image.image_id
 
 
+def test_an_image_comes_back_out_of_the_trash(world: World) -> None:
+    """With who has it open, and what was written to it meanwhile."""
+    image = world.image()
+    write(image, 0, b"kept")
+    name = world.name_of(image)
+    world.other.trash(image.image_id, name, 60)
+    write(image, 4, b"late")
+    with pytest.raises(errors.NotFound):
+        world.other.restore("123456789abc", name)
+    taken = world.pool.create_image(name, UNIT, SMALL, None)
+    with pytest.raises(errors.Exists):
+        world.other.restore(image.image_id, name)
+    world.pool.trash(taken, name, 0)
+    world.pool.purge(taken)
+    world.other.restore(image.image_id, name)
+    assert world.pool.image_id(name) == image.image_id
+    assert world.pool.trashed() == []
+    write(image, 8, b"on")
+    image.close()
+    assert world.pool.open(image.image_id).read(0, 10) == b"keptlateon"
+    with pytest.raises(errors.NotFound):
+        world.other.restore(image.image_id, name)
+
+
 def test_an_image_in_use_goes_to_the_trash_but_is_not_purged(world: World) -> None:
     image = world.image()
     write(image, 0, b"x")

@@ -29,8 +29,8 @@ from typing import Any
 
 MUTATING = {
     "rbdtree.ceph.pool.Pool": (
-        "create_image clone rename trash purge create_document swap_document remove_document add_entry remove_entry "
-        "claim unclaim break_claim write_object remove_object"
+        "create_image clone rename trash restore purge create_document swap_document remove_document add_entry "
+        "remove_entry claim unclaim break_claim write_object remove_object"
     ),
     "rbdtree.ceph.image.Image": (
         "submit_write submit_zero flush resize create_snapshot remove_snapshot set_metadata remove_metadata break_lock"
