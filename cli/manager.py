@@ -212,6 +212,9 @@ def run_manager(session: Session) -> int:
         log.log.info("started", manager=manager.name, sites=",".join(session.config.sites), jobs=wish.jobs)
         if stopped.is_set():
             break
+        if reload.is_set():
+            # It came while this one was being made: the one before was told to stop, once more.
+            manager.stop()
         _run(manager)
         with suppress(errors.Error):
             sites.close()
