@@ -257,6 +257,8 @@ class Pool:
                 self.ioctx.operate_write_op(op, name)
         except errors.Busy as error:
             raise errors.Fenced(f"the claim on {self.path}/{name} was lost") from error
+        except errors.Changed as error:
+            raise errors.Changed(f"{self.path}/{name} was changed by others, again and again") from error
 
     def remove_document(self, name: str, revision: int) -> None:
         with translated(f"remove {self.path}/{name}"), rados.WriteOpCtx() as op:

@@ -1,6 +1,8 @@
 """A node's document as something to read and to change."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -9,6 +11,7 @@ from rbdtree.model.document import NodeDocument, NodeRef, decode, encode, object
 from rbdtree.ports import Cluster, Pool, Sites
 
 _ATTEMPTS = 30
+_TURN_SECONDS = 1.0
 
 
 def cluster_of(sites: Sites, ref: NodeRef) -> Cluster:
@@ -42,6 +45,22 @@ def _attempt(change: Callable[[NodeDocument], NodeDocument], document: NodeDocum
     except errors.Error:
         return None
     return changed if changed != document else None
+
+
+_turns: dict[tuple[str, str, str, str], threading.Lock] = {}
+
+
+@contextmanager
+def _in_turn(pool: Pool, name: str) -> Iterator[None]:
+    """Threads of this process change a document one after the other: a hundred at once would outrun each other until
+    some give up. Only for a while: one that waits for a silent cluster keeps nobody."""
+    turn = _turns.setdefault((pool.fsid, pool.name, pool.namespace, name), threading.Lock())
+    taken = turn.acquire(timeout=_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if taken:
+            turn.release()
 
 
 class Node:
@@ -88,6 +107,10 @@ class Node:
     def update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None = None) -> NodeDocument:
         """Compare-and-swap until it holds. ``change`` may be called several times and returns what it was given when
         there is nothing to change; ``claim`` is the cookie without which nothing is written (``Fenced``)."""
+        with _in_turn(self.pool, self.object):
+            return self._update(change, claim)
+
+    def _update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None) -> NodeDocument:
         # What was seen last is good enough to try: the swap compares. On a long link that saves a round trip.
         seen, self._seen = self._seen, None
         if seen and (changed := _attempt(change, seen[1])):
