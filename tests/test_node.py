@@ -1,5 +1,6 @@
 """A document that many threads change at once."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ def test_a_hundred_threads_change_one_document(monkeypatch: pytest.MonkeyPatch) 
             raise
 
     def add(d: NodeDocument) -> NodeDocument:
+        time.sleep(0.002)
         return replace(d, last_sequence=d.last_sequence + 1)
 
     before = grove.document("root").last_sequence
