@@ -29,8 +29,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Manager:
     """A process; a context manager."""
 
-    def __init__(self, sites: Sites) -> None:
-        argv = [*tool.COMMAND, "--config", str(sites.config), "manager", "--metrics", "off"]
+    def __init__(self, sites: Sites, tree: str) -> None:
+        argv = [*tool.COMMAND, "--config", str(sites.config), "manager", "--metrics", "off", "--tree", tree]
         self._log = (sites.directory / "manager.log").open("ab")
         self._process = subprocess.Popen(sites.b.inside(argv), stdout=self._log, stderr=self._log)
 
@@ -150,7 +150,7 @@ def idle(sites: Sites, hand: Hand, counts: list[int], seconds: float, figures: d
             grove.add(f"n{number}", "root", "b")
         made = count
         tool.run(sites, sites.b, "sync", "idle")
-        with Manager(sites) as manager:
+        with Manager(sites, grove.name) as manager:
             grove.settle(manager)
             time.sleep(15)
             cpu, ops, began = manager.cpu_seconds(), hand.counter("op") + far.counter("op"), time.monotonic()
@@ -182,7 +182,7 @@ def shaped(
             grove.policy(cut_through=switch, parallel="16")
             tool.run(sites, sites.b, "sync", grove.name)
             found = []
-            with Manager(sites) as manager:
+            with Manager(sites, grove.name) as manager:
                 grove.settle(manager)
                 time.sleep(3)
                 for _ in range(rounds):
