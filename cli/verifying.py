@@ -102,7 +102,7 @@ def _repair(session: Session, tree: Tree, verdicts: list[verify.Verdict]) -> lis
             )
         )
         return []
-    names = sorted(m.ref.name for m, _ in mirrors if session.dry_run or _distrusted(session, m, verdicts))
+    names = sorted(m.ref.name for m, v in mirrors if session.dry_run or _distrusted(session, m, v))
     try:
         tree.needed_root()
     except errors.Error as error:
@@ -123,9 +123,8 @@ def _all_alike(verdicts: list[verify.Verdict], wrong: list[verify.Verdict]) -> b
     return 1 < len(wrong) == len(verdicts) and len(extents) == 1
 
 
-def _distrusted(session: Session, member: Member, verdicts: list[verify.Verdict]) -> bool:
+def _distrusted(session: Session, member: Member, verdict: verify.Verdict) -> bool:
     """Whether it is to be compared whole now."""
-    verdict = next(v for v in verdicts if v.node.partition("/")[2] == member.ref.name)
     try:
         repair.distrust(document_of(member)[0], verdict)
     except errors.Error as error:

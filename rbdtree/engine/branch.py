@@ -358,10 +358,16 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
 
 
 def put_back(pool: Pool, image_id: str, name: str) -> None:
-    """An image that was taken away has its name again; nothing when it has it, or is gone for good."""
-    if pool.image_id(name) != image_id:
-        with suppress(errors.NotFound):
+    """An image that was taken away has its name again; nothing when it has it, or is gone for good.
+
+    Also one that has its name, and is in the trash still: whoever put it back died, and there it would expire."""
+    if any(entry.image_id == image_id for entry in pool.trashed()):
+        try:
             pool.restore(image_id, name)
+        except errors.Busy:
+            # Its way into the trash was not finished; the next one finishes it.
+            if pool.image_id(name) != image_id:
+                raise
 
 
 def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
@@ -374,7 +380,7 @@ def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
     try:
         if image.watchers():
             return True
-        if since is None:
+        if since is None or all(s.name != since for s in image.snapshots()):
             return image.own_data()
         rough = delta.coarse(image, since, None)
         if not rough and image.size() == _size_at(image, since):

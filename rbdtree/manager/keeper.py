@@ -141,8 +141,9 @@ class Keeper:
     def stirs(self, manager: str) -> bool:
         """Whether this manager, another than this one, has renewed what it holds lately, as far as the lists tell."""
         heard = self._heard.get(manager)
-        late = heard is None or manager == self._me().manager or time.monotonic() - heard.seen > _SILENT
-        return not late and heard is not None and not is_dead(heard.owner)
+        if heard is None or manager == self._me().manager:
+            return False
+        return time.monotonic() - heard.seen <= _SILENT and not is_dead(heard.owner)
 
     def holds(self, name: str) -> bool:
         """Whether it was taken, and not lost since."""

@@ -1,4 +1,5 @@
-"""Fixtures of the push tests: ``volume``, a tree with branches to be built in fresh pools; ``points``, where to die."""
+"""Fixtures of the push tests: ``volume``, a tree with branches to be built in fresh pools; ``tree``, a small
+one that is built; ``points``, where to die."""
 
 import itertools
 import os
@@ -8,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from live.world import noise
 
-from .volume import Volume
+from .volume import MIB, Volume
 
 SEED = int(os.environ.get("RBDTREE_TEST_SEED", "1"))
 _STRIDE = 16
@@ -86,3 +88,14 @@ def points(request: pytest.FixtureRequest) -> Points:
     """A sample of about every ninth call, chosen by RBDTREE_TEST_SEED and the test's name; with ``-m sweep`` all of
     them, or as many as there is time for."""
     return Points(request.node.name, request.config.stash[_SHARE] if request.param == "all" else None)
+
+
+@pytest.fixture
+def tree(volume: Volume) -> Volume:
+    """A root, a mirror and a clone of one generation."""
+    volume.init(size=16 * MIB)
+    volume.add("m", "root", "mirror", "b")
+    volume.add("k", "root", "clone", "a")
+    volume.root_write({MIB: noise(MIB, "first")})
+    volume.step()
+    return volume

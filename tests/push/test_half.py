@@ -17,17 +17,6 @@ pytestmark = pytest.mark.ceph
 NAMED = pytest.mark.parametrize("named", [False, True], ids=["removed", "made"])
 
 
-@pytest.fixture
-def tree(volume: Volume) -> Volume:
-    """A root, a mirror and a clone of one generation."""
-    volume.init(size=16 * MIB)
-    volume.add("m", "root", "mirror", "b")
-    volume.add("k", "root", "clone", "a")
-    volume.root_write({MIB: noise(MIB, "first")})
-    volume.step()
-    return volume
-
-
 def halved(tree: Volume, site: str, node: str, name: str, named: bool) -> None:
     """With the node's mark on it."""
     with tree.ioctx(site) as ioctx:

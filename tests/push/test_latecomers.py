@@ -3,6 +3,7 @@
 What was acknowledged is published like any other write, and the image that it went to keeps its name.
 """
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from live.world import TREE, noise
 
 from rbdtree import errors
 from rbdtree.ceph.pool import Pool
+from rbdtree.engine.branch import put_back
 
 from .volume import DIVERGED, MIB, Volume
 
@@ -17,17 +19,6 @@ pytestmark = pytest.mark.ceph
 
 LATE = noise(4096, "late")
 AT = 3 * MIB + 4096
-
-
-@pytest.fixture
-def tree(volume: Volume) -> Volume:
-    """A root, a mirror and a clone, each of the two with a branch that holds nothing; the root is one ahead of them."""
-    volume.init(size=16 * MIB)
-    volume.add("m", "root", "mirror", "b")
-    volume.add("k", "root", "clone", "a")
-    volume.root_write({MIB: noise(MIB, "first")})
-    volume.step()
-    return volume
 
 
 def ahead(tree: Volume, node: str, *more: object) -> None:
@@ -145,5 +136,24 @@ def test_a_move_that_ended_half_way(tree: Volume, node: str, written: bool, monk
     tree.branch(node)
     if written:
         tree.push(node, "--wait")
+    tree.sync()
+    tree.settled()
+
+
+def test_a_branch_that_was_put_back_by_half(tree: Volume) -> None:
+    """Its name is there again, and it is in the trash still, where it would expire."""
+    ahead(tree, "m")
+    branch, pool = tree.document("m").branch, tree.node("m").pool
+    assert branch
+    put_back(pool, branch.image_id, branch.image)
+    tree.put("m", {AT: LATE})
+    pool.trash(branch.image_id, branch.image, 60)
+    with tree.ioctx("b") as ioctx:
+        # As librbd's restore begins: the name first, the trash last.
+        ioctx.write_full(f"rbd_id.{branch.image}", struct.pack("<I", len(branch.image_id)) + branch.image_id.encode())
+    assert [entry.image_id for entry in pool.trashed()] == [branch.image_id]
+    put_back(pool, branch.image_id, branch.image)
+    assert pool.trashed() == []
+    tree.push("m", "--wait")
     tree.sync()
     tree.settled()
