@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from rbdtree import errors, heap
-from rbdtree.ceph.sites import Sites
+from rbdtree.ceph.sites import RETIRED_SECONDS, Sites
 from rbdtree.engine.forest import look
 from rbdtree.host import quiesce
 from rbdtree.manager import notify
@@ -216,14 +216,27 @@ def run_manager(session: Session) -> int:
             # It came while this one was being made: the one before was told to stop, once more.
             manager.stop()
         _run(manager)
-        with suppress(errors.Error):
-            sites.close()
         if stopped.is_set():
+            # Connections end with the process. A client that is shut down while an operation waits for its time-out may
+            # take the process with it (16: Objecter::op_cancel, without a session).
             break
+        _retire(sites)
         reload.clear()
         session, wish = _reloaded(session, wish, log)
     log.log.info("stopped", manager=manager.name)
     return 0
+
+
+def _retire(sites: Sites) -> None:
+    """Ends connections when nothing can be under way on them any more."""
+
+    def end() -> None:
+        with suppress(errors.Error):
+            sites.close()
+
+    timer = threading.Timer(RETIRED_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

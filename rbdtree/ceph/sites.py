@@ -8,7 +8,7 @@ from rbdtree import errors
 from rbdtree.ceph.cluster import Cluster
 from rbdtree.config import Site
 
-_RETIRED_SECONDS = 600.0
+RETIRED_SECONDS = 600.0
 """How long somebody may still use a connection that was replaced: longer than any operation waits."""
 
 
@@ -57,7 +57,7 @@ class Sites:
             gone = self._clusters.pop(site, None)
             if gone:
                 self._retired.append((now, gone))
-            over = [cluster for when, cluster in self._retired if now - when > _RETIRED_SECONDS]
+            over = [cluster for when, cluster in self._retired if now - when > RETIRED_SECONDS]
             self._retired = [(when, cluster) for when, cluster in self._retired if cluster not in over]
         for cluster in over:
             with suppress(errors.Error):

@@ -7,6 +7,7 @@ touched.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +35,7 @@ def script(name: str, *words: object, seconds: float = 120) -> None:
 
 
 class Manager:
-    """A process ``rbdtree manager`` behind a link of its own. It is started anew when it dies of what we did to it."""
+    """A process ``rbdtree manager`` behind a link of its own. It ends when it is told to, or killed: nothing else."""
 
     def __init__(self, name: str, number: int, config: Path, directory: Path, *more: str) -> None:
         self.name = name
@@ -56,6 +57,8 @@ class Manager:
             ip("-n", self.netns, *words)
 
     def start(self) -> None:
+        code = self.process.poll() if self.process else None
+        assert code in (None, 0, -signal.SIGKILL), f"{self.name} had ended with {code}"
         # A pid namespace of its own makes it another machine: others cannot see whether its process lives.
         inside = ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--pid", "--fork", "--kill-child"]
         command = [
