@@ -1,20 +1,27 @@
 """The units of deploy/systemd, run by a systemd of their own in a test host."""
 
+import os
 import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ground import RBDTREE, Yard, until
+from ground import REPO, Yard, until
 
 pytestmark = [pytest.mark.ceph, pytest.mark.hosts, pytest.mark.timeout(1200)]
-UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
+UNITS = REPO / "deploy" / "systemd"
 SYSTEMD = Path("/lib/systemd/systemd")
 BOOT = """
 set -e
 mkdir -p /etc/systemd/system /etc/rbdtree /etc/ceph /srv/vol
 cp {units}/*.service /etc/systemd/system/
-printf '#!/bin/sh\\nexec {rbdtree} "$@"\\n' >/usr/local/bin/rbdtree
+mkdir -p /usr/local/lib/rbdtree
+mountpoint -q /usr/local/lib/rbdtree || mount --bind {installed} /usr/local/lib/rbdtree
+printf '#!/bin/sh\\nPYTHONPATH=/usr/local/lib/rbdtree exec {python} -m rbdtree_cli.main "$@"\\n' >/usr/local/bin/rbdtree
 chmod 755 /usr/local/bin/rbdtree
 id -u rbdtree >/dev/null 2>&1 || useradd --system rbdtree
 # None of the machine's own units is wanted here. A watchdog of a minute would take as long.
@@ -63,11 +70,32 @@ class Booted:
         until(f"it shows {word}", lambda: self.sh("cat /srv/vol/word", code=None) == word)
 
 
+def install(into: Path) -> None:
+    """As a service's user can read it, wherever the checkout is, with what it needs."""
+    if not into.exists():
+        for source, name in (
+            (sysconfig.get_path("purelib"), ""),
+            (REPO / "rbdtree", "rbdtree"),
+            (REPO / "cli", "rbdtree_cli"),
+        ):
+            shutil.copytree(source, into / name, dirs_exist_ok=True)
+        subprocess.run(["chmod", "-R", "a+rX", into], check=True)
+
+
 @pytest.fixture
 def booted(yard: Yard) -> Iterator[Booted]:
     if not SYSTEMD.exists():
         pytest.skip("systemd is not installed")
-    words = {"units": UNITS, "rbdtree": RBDTREE, "site": yard.site.directory, "pool": yard.name, "systemd": SYSTEMD}
+    installed = yard.site.directory / "installed"
+    install(installed)
+    words = {
+        "units": UNITS,
+        "installed": installed,
+        "python": os.path.realpath(sys.executable),
+        "site": yard.site.directory,
+        "pool": yard.name,
+        "systemd": SYSTEMD,
+    }
     yard.sh("h3", BOOT.format(**words))
     made = Booted(yard)
     try:
