@@ -245,6 +245,7 @@ class Soak:
             self._note(f"SIGTERM {manager.name}, started again after {pause:.0f} s")
             # Whoever sleeps does not hear it.
             manager.signal(signal.SIGCONT)
+            within(45, f"{manager.name} has begun", manager.listens)
             manager.signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 manager.wait(45)
@@ -378,6 +379,7 @@ class Soak:
         self._note(f"settled after {time.monotonic() - began:.1f} s")
         self.gauge.check()
         for manager in self.stage.managers:
+            within(45, f"{manager.name} has begun", manager.listens)
             manager.signal(signal.SIGTERM)
         for manager in self.stage.managers:
             code = manager.wait(60)

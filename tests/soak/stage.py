@@ -104,6 +104,10 @@ class Manager:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def listens(self) -> bool:
+        """To signals: what is the first process of its pid namespace does not hear a SIGTERM before it has a handler."""
+        return b'"event": "started"' in self.log.read_bytes().rpartition(b"--- started\n")[2]
+
     def wait(self, seconds: float = 40) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
