@@ -105,7 +105,7 @@ class Manager:
                 os.kill(self.pid, number)
 
     def listens(self) -> bool:
-        """To signals: what is the first process of its pid namespace does not hear a SIGTERM before it has a handler."""
+        """To signals: the first process of a pid namespace does not hear a SIGTERM before it has a handler for it."""
         return b'"event": "started"' in self.log.read_bytes().rpartition(b"--- started\n")[2]
 
     def wait(self, seconds: float = 40) -> int:
