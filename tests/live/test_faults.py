@@ -611,3 +611,21 @@ def test_a_watch_that_cannot_be_ended_ends_no_process(fragile: World) -> None:
         fragile.pools.clusters.daemon("b", "osd.0", "pause")
         said, _ = process.communicate("\n", timeout=90)
     assert (process.returncode, said) == (0, "alive\n")
+
+
+def test_a_manager_stops_while_an_osd_is_silent(fragile: World) -> None:
+    """In good order, though what it waits for ends only with a time-out."""
+    _pair(fragile, data=8)
+    manager = fragile.start("--timeout", 5, "manager", "--metrics", "off")
+    newest = fragile.document("root").newest_position
+    until(lambda: fragile.document("m1").newest_position == newest, "m1 is brought on")
+    fragile.pools.clusters.daemon("b", "osd.0", "pause")
+    fragile.write("root", {0: noise(MIB, 2)})
+    fragile.cut()
+    time.sleep(4)
+    manager.send_signal(signal.SIGTERM)
+    code, said = _wait(manager, 45)
+    fragile.pools.clusters.daemon("b", "osd.0", "resume")
+    assert code == 0, said
+    fragile.sync()
+    _recovered(fragile)
