@@ -621,7 +621,7 @@ def test_a_manager_stops_while_an_osd_is_silent(fragile: World) -> None:
     until(lambda: fragile.document("m1").newest_position == newest, "m1 is brought on")
     fragile.pools.clusters.daemon("b", "osd.0", "pause")
     fragile.write("root", {0: noise(MIB, 2)})
-    fragile.cut()
+    fragile.cli("--timeout", 5, "cut", TREE)
     time.sleep(4)
     manager.send_signal(signal.SIGTERM)
     code, said = _wait(manager, 45)
