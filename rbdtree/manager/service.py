@@ -436,6 +436,8 @@ class Manager:
         unit.due = min(unit.due, now) if unit.due else now
 
     def _wake(self, one: Listened, now: float) -> None:
+        if self._watches.gone(one):
+            self._rescan = True
         if one.object == DIRECTORY:
             self._rescan = True
             return
@@ -507,8 +509,8 @@ class Manager:
             kind = answer.answer(cycle.error)
             if kind is answer.Answer.STOP:
                 if isinstance(cycle.error, errors.Fenced) and not unit.leave.is_set():
-                    # Another worker took the node from us: we stood still, or our client was fenced.
-                    self._sites.renew(unit.ref.site)
+                    # Another worker took the node from us: we stood still, and our client may have been fenced.
+                    self._keepers[unit.ref.site].look()
                 unit.not_before = now + 1.0
             elif cycle.trouble:
                 unit.not_before = now + answer.wait_seconds(kind, cycle.trouble.count)

@@ -64,3 +64,15 @@ def test_a_site_that_falls_silent_is_asked_once_and_a_silent_one_never(
     sites.silent = set()
     assert set(watches.listen(wanted)) == wanted
     assert closed.count("b") == 2
+
+
+def test_a_watch_of_a_connection_that_was_replaced_is_registered_anew(grove: Grove) -> None:
+    """That connection is shut down after a while: nothing may be asked of its watches then."""
+    sites, wanted = memory.Sites(grove.storages), everything(grove)
+    watches = Watches(sites, lambda _: None)
+    assert set(watches.listen(wanted)) == wanted
+    assert not watches.listen(wanted)
+    sites.renew("b")
+    assert {one.site for one in watches.listen(wanted)} == {"b"}
+    assert not watches.listen(wanted)
+    assert all(len(found) == 1 for found in grove.storages["b"].places["p", ""].watches.values())
