@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +118,25 @@ def test_a_reused_pid_is_not_the_process_that_died(node: Node, somebody: subproc
     found = node.pool.claimed(node.object)
     assert found is not None
     assert claim.is_dead(found.owner)
+
+
+def test_a_process_that_proc_does_not_show_is_not_dead(
+    node: Node, somebody: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the mount option hidepid, of another user's."""
+    owner = owner_of(somebody)
+    read = Path.read_text
+
+    def hidden(path: Path, *words: Any) -> str:
+        if path.match("/proc/*/stat"):
+            raise FileNotFoundError(path)
+        return read(path, *words)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert not claim.is_dead(owner)
+    somebody.kill()
+    somebody.wait(10)
+    assert claim.is_dead(owner)
 
 
 def test_a_process_of_another_machine_is_never_taken_for_dead(node: Node) -> None:

@@ -25,14 +25,21 @@ _RENEW = SECONDS / 4
 _POLL = 0.1
 
 
-def _started(pid: int) -> str:
-    """Clock tick at which a process started, so that a reused pid is not taken for it; empty when it is gone."""
+def _started(pid: int) -> str | None:
+    """Clock tick at which a process started, so that a reused pid is not taken for it; empty when it is gone, None
+    where /proc does not show the processes of others (``hidepid``)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         # A zombie waits for its parent, not for us.
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
-        return ""
+        return None
 
 
 def _machine() -> str:
@@ -69,8 +76,8 @@ def is_dead(identity: str) -> bool:
     try:
         owner = json.loads(identity)
         here = bool(owner["machine"]) and owner["machine"] == _machine()
-        return here and _started(int(owner["pid"])) != owner["started"]
-    except (ValueError, KeyError, TypeError):
+        return here and _started(int(owner["pid"])) not in (None, owner["started"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return False
 
 
