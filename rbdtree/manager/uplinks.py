@@ -14,10 +14,13 @@ from rbdtree.engine.node import Node
 from rbdtree.engine.uplink import Uplink
 from rbdtree.manager import answer
 from rbdtree.manager.unit import Unit
+from rbdtree.model.document import Push
 from rbdtree.ports import Reporter, Sites
 
 _GLANCE_SECONDS = 5.0
 _STILL_SECONDS = 120.0
+_PERSON_SECONDS = 2.0
+"""Between two tries of what waits for a person, however often the document is written."""
 
 
 @dataclass(eq=False)
@@ -27,9 +30,14 @@ class _Run:
     end: threading.Event = field(default_factory=threading.Event)
     uplink: Uplink | None = None
     window: Window | None = None
+    pushes: tuple[Push, ...] = ()
+    """Of its branch, as the manager saw them last."""
+    stirred: threading.Event = field(default_factory=threading.Event)
+    """They changed, or it is to end."""
 
     def stop(self) -> None:
         self.end.set()
+        self.stirred.set()
         if self.uplink:
             self.uplink.stop.set()
 
@@ -62,7 +70,13 @@ class Uplinks:
                 if edge not in wanted:
                     self._failed(run.unit, None)
         for edge, unit in wanted.items():
-            if edge not in self._runs:
+            known = self._runs.get(edge)
+            if known:
+                pushes = tuple(p for p in unit.document.pushes if p.owner == unit.ref.node_id)
+                if pushes != known.pushes:
+                    known.pushes = pushes
+                    known.stirred.set()
+            else:
                 run = _Run(unit)
                 run.thread = threading.Thread(target=self._go, args=(run,), name=f"uplink-{unit.name}", daemon=True)
                 self._runs[edge] = run
@@ -94,11 +108,20 @@ class Uplinks:
             except errors.Error as error:
                 failures = failures + 1 if time.monotonic() - began < 60 else 1
                 self._failed(run.unit, error)
-                run.end.wait(answer.wait_seconds(answer.answer(error), failures))
+                self._pause(run, answer.answer(error), failures)
             except Exception as error:
                 failures += 1
                 self._failed(run.unit, errors.Bug(f"{run.unit.name}: uplink: {type(error).__name__}: {error}"))
-                run.end.wait(answer.wait_seconds(answer.Answer.GIVE_UP, failures))
+                self._pause(run, answer.Answer.GIVE_UP, failures)
+
+    def _pause(self, run: _Run, kind: answer.Answer, failures: int) -> None:
+        """What waits for a person is tried again when its pushes change, as they do when one has acted."""
+        seconds = answer.wait_seconds(kind, failures)
+        run.stirred.clear()
+        if kind is not answer.Answer.PERSON:
+            run.end.wait(seconds)
+        elif not run.end.wait(_PERSON_SECONDS):
+            run.stirred.wait(seconds)
 
     def _once(self, run: _Run) -> None:
         well = False

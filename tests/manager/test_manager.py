@@ -17,10 +17,10 @@ from rbdtree.engine import claim
 from rbdtree.engine.loss import Window
 from rbdtree.manager import keeper, service, uplinks
 from rbdtree.manager.spread import Peer
-from rbdtree.model.document import Hold, Kind
+from rbdtree.model.document import DIRECTORY, Hold, Kind, Push, PushState
 from rbdtree.ports import EDGE, WORK
 
-from .forest import Grove, until
+from .forest import PLACE, Grove, until
 
 
 @pytest.fixture
@@ -50,6 +50,22 @@ def test_a_new_node_is_met_long_before_the_next_poll(grove: Grove) -> None:
     until(grove.level, "everybody has the first generation")
     grove.add("late", "m", Kind.MIRROR, "a")
     until(grove.level, "the new one has it, too", 15)
+
+
+def test_a_watch_that_was_lost_is_registered_long_before_the_next_poll(grove: Grove) -> None:
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "everybody has the first generation")
+    watches = grove.storages["a"].places[PLACE].watches
+    watched = set(watches)
+    for name in watched - {DIRECTORY}:
+        for watch in watches.pop(name):
+            watch.lose()
+    until(lambda: set(watches) == watched, "all are there again", 10)
+    grove.write(4096, b"two" * 1000)
+    grove.cut()
+    until(grove.level, "and wake it", 5)
 
 
 def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
@@ -94,6 +110,40 @@ def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch:
     until(lambda: grove.document("leaf").trouble, "it fails again")
     works.set()
     until(lambda: grove.document("leaf").trouble is None, "it is over")
+
+
+def test_an_uplink_that_waits_for_a_person_hears_that_one_acted(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[bool] = []
+    resolved = threading.Event()
+
+    class Uplinked:
+        def __init__(self, *_: Any, show: Callable[[Window], None], **more: Any) -> None:
+            self.show, self.stop = show, threading.Event()
+
+        def run(self) -> None:
+            tries.append(resolved.is_set())
+            if not resolved.is_set():
+                raise errors.Conflict("somebody else wrote there")
+            self.show(Window(0, 0, 0.0, None))
+            self.stop.wait()
+
+    monkeypatch.setattr(uplinks, "Uplink", Uplinked)
+    monkeypatch.setattr(uplinks, "_PERSON_SECONDS", 0.2)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    grove.run(poll=0.5)
+    until(grove.level, "everybody has the first generation")
+    _, branch = branches.ensure(grove.sites, grove.node("leaf"), branches.SNAPSHOT, None)
+    grove.node("leaf").update(lambda d: replace(d, branch=replace(branch, uplink=branches.JOURNAL)))
+    document = grove.document("leaf")
+    assert document.newest_position
+    until(lambda: grove.document("leaf").trouble, "its trouble is told")
+    time.sleep(1)
+    assert len(tries) == 1, "it waits"
+    resolved.set()
+    told = Push(document.ref.node_id, "leaf", 1, document.newest_position, PushState.PUBLISHED, 0.0)
+    grove.node("leaf").update(lambda d: replace(d, pushes=(told,)))
+    until(lambda: grove.document("leaf").trouble is None, "it goes on", 10)
 
 
 def test_edges_are_spread_and_taken_over(grove: Grove) -> None:
