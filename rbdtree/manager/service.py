@@ -10,7 +10,6 @@ One thread decides (``run``); whatever others find out reaches it through ``wake
 import threading
 import time
 import uuid
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -459,11 +458,13 @@ class Manager:
         due.sort(key=lambda u: (-u.policy.priority, u.due))
         # A root cuts and publishes on time, however many edges copy.
         chosen = [u for u in due if u.is_root]
-        busy = Counter(u.document.tree_id for u in self.units.values() if u.running and not u.is_root)
+        busy = [u for u in self.units.values() if u.running and not u.is_root]
         for unit in due:
-            tree = unit.document.tree_id
-            if not unit.is_root and busy.total() < self._wish.jobs and busy[tree] < unit.policy.parallel:
-                busy[tree] += 1
+            beside = [u.policy.priority for u in busy if u.document.tree_id == unit.document.tree_id]
+            # One that matters more than all of its tree at work does not wait for a copy that may take days.
+            place = len(beside) < unit.policy.parallel or unit.policy.priority > max(beside)
+            if not unit.is_root and len(busy) < self._wish.jobs and place:
+                busy.append(unit)
                 chosen.append(unit)
         for unit in chosen:
             # All of them before any begins: siblings that need the same delta share one read of it.

@@ -304,6 +304,24 @@ def test_who_waits_for_a_slot_keeps_nobody_busy(grove: Grove, monkeypatch: pytes
     assert decisions - before < 30
 
 
+def test_who_matters_more_than_all_at_work_gets_a_place(grove: Grove) -> None:
+    """The only place is taken by a mirror that copies for half a minute."""
+    grove.policy("root", tree=True, parallel="1")
+    grove.policy("m", bandwidth="256K")
+    grove.policy("c", priority="1")
+    running = grove.run(poll=60.0)
+    until(lambda: running.held() == {"root", "m", "c", "leaf"}, "all are its own")
+    for offset in (0, 4 << 20):
+        grove.write(offset, b"x" * (4 << 20))
+    grove.cut()
+    until(lambda: (i := grove.document("m").intent) and i.done_bytes, "the first object is there")
+    grove.write(0, b"y")
+    grove.cut()
+    newest = grove.document("root").newest_position
+    until(lambda: grove.document("c").newest_position == newest, "the clone has it")
+    assert grove.document("m").intent
+
+
 def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
     ab = {name: grove.storages[name] for name in "ab"}
     bc = {name: grove.storages[name] for name in "bc"}
