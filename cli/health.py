@@ -7,7 +7,7 @@ from typing import Any
 
 from rbdtree import errors
 from rbdtree.engine.claim import is_dead
-from rbdtree.engine.forest import Tree, look
+from rbdtree.engine.forest import Forest, Tree, look
 from rbdtree.manager.roster import roster
 from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.plan import health
@@ -33,14 +33,33 @@ def run_check(session: Session) -> int:
     try:
         forest = look(session.sites, session.whole(wanted) if wanted else None)
         trees = [forest.tree(wanted)] if wanted else [t for t in forest.trees if t.members or t.broken]
-        if not trees:
-            raise forest.problems[0] if forest.problems else errors.NotFound("there is no tree")
+        if not trees and not forest.problems:
+            raise errors.NotFound("there is no tree")
     except errors.Error as error:
         return _say(session, {"": [Finding(Level.UNKNOWN, "", "unknown", str(error), error.hint or "")]}, [], None)
     who = roster(forest)
     managers = len(who.managers) if who.managers or who.complete else None
     found = {tree.name: _findings(tree, managers, who.edges) for tree in trees}
+    if unasked := _unasked(forest, trees[0] if wanted else None):
+        found[""] = unasked
     return _say(session, found, [_figures(tree) for tree in trees], managers)
+
+
+def _unasked(forest: Forest, tree: Tree | None) -> list[Finding]:
+    """Sites that could not be asked: whole trees may be there. Of one ``tree``: only where a node of it is missing, for
+    a reason that no finding about it tells."""
+    told = [error for found in forest.trees for _, error in _broken(found)]
+    if tree:
+        told += [member.error for member in tree.members.values() if member.error]
+        missing = any(
+            member.kind is not Kind.ROOT
+            and (member.parent_id not in tree.members or (member.error and member.error not in forest.problems))
+            for member in tree.members.values()
+        )
+        if tree.root is None or not missing:
+            return []
+    silent = [problem for problem in forest.problems if problem not in told]
+    return [Finding(Level.UNKNOWN, "", "unknown", str(problem), problem.hint or "") for problem in silent]
 
 
 def _findings(tree: Tree, managers: int | None, edges: dict[str, str]) -> list[Finding]:

@@ -1,11 +1,16 @@
 """``check``: what documents alone tell."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from rbdtree_cli import health
+from manager.forest import Grove
+from rbdtree_cli import health, options
+from rbdtree_cli.session import Session
 
+from rbdtree import errors, memory
 from rbdtree.engine.claim import identity
 from rbdtree.model.document import (
     Branch,
@@ -197,3 +202,70 @@ def test_who_needs_a_resync_is_told_by_its_parent() -> None:
     assert (finding.level, finding.node, finding.kind) == (Level.CRITICAL, "m", "resync")
     assert "max_pinned_age" in finding.text
     assert "rbdtree resync t/m" in finding.hint
+
+
+class Reach(memory.Sites):
+    """Some sites answer nobody."""
+
+    def __init__(self, grove: Grove, *silent: str) -> None:
+        super().__init__(grove.storages)
+        self._silent = silent
+
+    def cluster(self, site: str) -> memory.Cluster:
+        if site in self._silent:
+            raise errors.Unreachable(f"site {site} did not answer within 2 s", f"Look at 'rbdtree site check {site}'.")
+        return super().cluster(site)
+
+
+@pytest.fixture
+def checked(capsys: pytest.CaptureFixture[str]) -> Any:
+    """``checked(grove, tree, *silent)``: the exit code, and (level, node, message) of all findings."""
+
+    def check(grove: Grove, tree: str | None, *silent: str) -> tuple[int, list[tuple[str, str | None, str]]]:
+        session = Session(options.completed(Namespace(format="json", command="check"), tree=tree))
+        session.__dict__["sites"] = Reach(grove, *silent)
+        code = health.run_check(session)
+        found = json.loads(capsys.readouterr().out)
+        assert found["status"] == Level(code).name.lower()
+        return code, [(f["level"], f["node"], f["message"]) for f in found["findings"]]
+
+    return check
+
+
+def gone(site: str) -> str:
+    return f"site {site} did not answer within 2 s"
+
+
+def test_a_silent_site_may_hide_a_tree(checked: Any) -> None:
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    assert checked(grove, None) == (0, [])
+    assert checked(grove, None, "c") == (3, [("unknown", None, gone("c"))])
+    assert checked(grove, "t", "c") == (0, []), "all of this one is seen"
+    both = [("unknown", None, gone("b")), ("unknown", None, gone("c"))]
+    assert checked(grove, None, "b", "c") == (3, [("warning", "m", gone("b")), *both])
+    assert checked(grove, "t", "b", "c") == (1, [("warning", "m", gone("b"))]), "told once"
+    assert checked(grove, None, "a", "b", "c") == (3, [("unknown", None, gone("a")), *both])
+    grove.node("m").update(lambda d: replace(d, distrust="a scrub found 1 object"))
+    assert checked(grove, None, "c")[0] == 2, "what is known to be bad comes first"
+
+
+def test_a_silent_site_may_hide_a_node(checked: Any) -> None:
+    """Nobody told the root of the one between its mirror and the leaf."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "a")
+    grove.add("twig", "m", Kind.MIRROR, "b")
+    grove.add("leaf", "twig", Kind.MIRROR, "c")
+    assert checked(grove, "t", "b") == (1, [("warning", "twig", gone("b"))])
+    grove.node("m").update(lambda d: replace(d, children=()))
+    assert checked(grove, "t", "b") == (3, [("unknown", None, gone("b"))])
+
+
+def test_a_document_that_cannot_be_read_is_told_once(checked: Any) -> None:
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    documents = grove.storages["b"].places["p", ""].documents
+    documents.update({name: (revision, "{}") for name, (revision, _) in documents.items()})
+    for tree in (None, "t"):
+        code, found = checked(grove, tree)
+        assert (code, [(level, node) for level, node, _ in found]) == (2, [("critical", "m"), ("warning", "m")])
