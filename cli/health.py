@@ -65,7 +65,12 @@ def _unasked(forest: Forest, tree: Tree | None) -> list[Finding]:
 def _findings(tree: Tree, managers: int | None, edges: dict[str, str]) -> list[Finding]:
     nodes = [
         health.Seen(
-            m.ref.name, m.parent_id, without_dead_uplink(m.document), m.told.summary if m.told else None, m.problem
+            m.ref.name,
+            m.parent_id,
+            without_dead_uplink(m.document),
+            m.told.summary if m.told else None,
+            m.problem,
+            m.kind,
         )
         for m in tree.members.values()
     ]

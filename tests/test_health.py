@@ -187,6 +187,24 @@ def test_what_cannot_be_reached_is_told_from_hearsay() -> None:
     assert kinds == [(Level.CRITICAL, "rpo"), (Level.WARNING, "unreachable"), (Level.WARNING, "trouble")]
 
 
+@pytest.mark.parametrize("rpo", ["10m", "14m", "off"])
+def test_a_clone_may_stay_over_its_base_for_its_branch(rpo: str) -> None:
+    """In use, or with writes that are not published. Without a branch it has to move on."""
+    bare = node("k", OLD, kind=Kind.CLONE, policy=settings({"rpo": rpo}))
+    used = replace(bare, branch=Branch("k", "k", OLD.position, "snapshot", "since"))
+    mirror = replace(used, kind=Kind.MIRROR)
+    assert [f.node for f in found(ROOT, bare)] == [f.node for f in found(ROOT, mirror)] == ["k"]
+    assert found(ROOT, used) == []
+    assert [f.kind for f in found(ROOT, replace(used, intent=INTENT))] == ["stuck"]
+
+
+def test_a_clone_that_cannot_be_reached_may_stay() -> None:
+    told = Summary(State.OUTDATED, OLD.position, 1 << 30, (), "", NOW - 60)
+    root = replace(ROOT, tree_policy=settings({"rpo": "10m"}))
+    seen = [Seen("root", "", root), Seen("k", "id-root", None, told, "site b does not answer", Kind.CLONE)]
+    assert [f.kind for f in findings("t", seen, NOW, 1)] == ["unreachable"]
+
+
 def test_without_the_root_it_is_not_known() -> None:
     seen = found(node("leaf", OLD, parent="m"))
     assert [f.kind for f in seen] == ["no root"]

@@ -18,7 +18,7 @@ from rbdtree.manager.service import Listener, Manager
 from rbdtree.manager.unit import Unit
 from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
-from rbdtree.plan.health import unscrubbed_since
+from rbdtree.plan.health import may_stay, unscrubbed_since
 
 _NODE = ("tree", "node")
 
@@ -145,6 +145,9 @@ class Metrics(Listener):
         age = family(
             "unprotected_seconds", "Age of the oldest generation a node lacks, at least; 0: of none that is seen"
         )
+        stays = family(
+            "may_stay", "1: a clone with a branch, which in use stays over its base; without rpo_seconds then"
+        )
         objective = family("rpo_seconds", "How old what a node lacks may be, by its policy")
         met = family("rpo_met", "1 when it is not older; not told where only the root would know")
         held = family("pinned_bytes", "Bytes changed since the oldest generation that somebody holds")
@@ -166,8 +169,11 @@ class Metrics(Listener):
             self._age(manager, unit, now, age, met)
             if unit.is_root:
                 _told(document, {other.ref.node_id for other in units}, now, age)
-            elif unit.policy.rpo is not None:
-                objective.add_metric(where, unit.policy.rpo)
+            else:
+                stays.add_metric(where, float(may_stay(document)))
+                rpo = _objective(unit, document)
+                if rpo is not None:
+                    objective.add_metric(where, rpo)
             costs = pinned(document)
             held.add_metric(where, costs.bytes)
             held_age.add_metric(where, max(0.0, now - costs.oldest) if costs.oldest else 0.0)
@@ -186,11 +192,11 @@ class Metrics(Listener):
                 copying.add_metric([*where, "done"], document.intent.done_bytes)
                 copying.add_metric([*where, "total"], document.intent.size_bytes)
         yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
-        yield from (wanted, pushes, copying)
+        yield from (wanted, pushes, copying, stays)
 
     def _age(self, manager: Manager, unit: Unit, now: float, age: GaugeMetricFamily, met: GaugeMetricFamily) -> None:
         """Against the root or, out of its sight, the parent: what that lacks itself is not seen from here."""
-        lags, rpo = dict(self._lags(manager, unit)), unit.policy.rpo
+        lags, rpo = dict(self._lags(manager, unit)), _objective(unit, _newest(manager, unit))
         lack = lags.get("root") or lags.get("parent")
         if lack is None:
             return
@@ -217,6 +223,11 @@ class Metrics(Listener):
             if document.tree_id == tree and document.kind is Kind.ROOT:
                 return behind(_newest(manager, unit).newest_position, document.generations)
         return None
+
+
+def _objective(unit: Unit, document: NodeDocument) -> float | None:
+    """Its rpo; None also of a clone that may stay over its base."""
+    return None if may_stay(document) else unit.policy.rpo
 
 
 def _age_of(lack: Behind, now: float) -> float:

@@ -48,13 +48,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A node as it was found: its document, or what its parent was told of it."""
+    """A node as it was found: its document, or what its parent was told of it (``kind`` counts there only)."""
 
     name: str
     parent_id: str
     document: NodeDocument | None
     told: Summary | None = None
     problem: str = ""
+    kind: Kind = Kind.MIRROR
 
 
 def findings(
@@ -178,7 +179,8 @@ def _hearsay(tree: str, node: Seen, root: NodeDocument | None, now: float) -> li
         return said
     if node.told.trouble:
         said.append(Finding(Level.WARNING, node.name, "trouble", f"its parent was told: {node.told.trouble}"))
-    if root:
+    # Whether a clone stays for its branch's sake is not known from here; that it cannot be reached is said.
+    if root and node.kind is not Kind.CLONE:
         lack = behind(node.told.position, root.generations)
         rpo = effective((), root.tree_policy).rpo
         if rpo is not None and lack.oldest and now - lack.oldest > rpo:
@@ -272,7 +274,7 @@ def _progress(
         )
     above = documents.get(document.parent.node_id) if document.parent else None
     line = root or above
-    if line is None:
+    if line is None or may_stay(document):
         return found
     lack = behind(document.newest_position, line.generations)
     age = now - lack.oldest if lack.oldest else 0.0
@@ -294,6 +296,12 @@ def _progress(
             )
         )
     return found
+
+
+def may_stay(document: NodeDocument) -> bool:
+    """Whether it is a clone with a branch: in use, or with writes that are not published, that stays over its base by
+    design. Nothing of it is at risk for that: a clone holds no copy. Documents do not tell whether it does stay."""
+    return document.kind is Kind.CLONE and document.branch is not None
 
 
 def _waiting(document: NodeDocument, above: NodeDocument, now: float) -> float:

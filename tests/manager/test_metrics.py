@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from rbdtree.engine import branch as branches
 from rbdtree.manager.cycle import Cycles
 from rbdtree.manager.metrics import Metrics
 from rbdtree.model.document import Kind
@@ -168,6 +169,39 @@ def test_who_has_the_root_tells_what_those_lack_that_do_not_see_it() -> None:
         assert told(lower, "rpo_met") == {}, "who sees the parent alone cannot know"
     finally:
         grove.close()
+
+
+def test_a_clone_in_use_misses_no_rpo() -> None:
+    """It stays over its base by design; how old that is is told all the same."""
+    grove = Grove()
+    for name in ("used", "bare"):
+        grove.add(name, "root", Kind.CLONE, "a")
+    grove.policy("root", tree=True, rpo="1s")
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, poll=0.2)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    try:
+        until(grove.level, "both have a generation")
+        _, branch = branches.ensure(grove.sites, grove.node("used"), None, None)
+        image = grove.sites.cluster("a").pool("p").open(branch.image_id, read_only=False)
+        grove.write(0, b"two" * 1000)
+        grove.cut()
+        until(lambda: grove.document("bare").position == grove.document("root").position, "the other one moves on")
+        until(lambda: value(text(metrics), 'rbdtree_node_unprotected_seconds{node="used",tree="t"}') > 1, "it is old")
+        told = text(metrics)
+        image.close()
+    finally:
+        grove.close()
+    assert value(told, 'rbdtree_node_lag_generations{node="used",of="parent",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_may_stay{node="used",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_may_stay{node="bare",tree="t"}') == 0
+    assert value(told, 'rbdtree_node_rpo_seconds{node="bare",tree="t"}') == 1
+    assert value(told, 'rbdtree_node_rpo_met{node="bare",tree="t"}') == 1
+    assert 'rbdtree_node_rpo_seconds{node="used"' not in told
+    assert 'rbdtree_node_rpo_met{node="used"' not in told
 
 
 def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
