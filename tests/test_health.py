@@ -11,6 +11,8 @@ from rbdtree_cli import health, options
 from rbdtree_cli.session import Session
 
 from rbdtree import errors, memory
+from rbdtree.engine import branch as branches
+from rbdtree.engine import cut, landing, push
 from rbdtree.engine.claim import identity
 from rbdtree.model.document import (
     Branch,
@@ -25,10 +27,12 @@ from rbdtree.model.document import (
     State,
     Summary,
     Trouble,
+    decode,
 )
 from rbdtree.model.policy import settings
 from rbdtree.model.position import Generation, Position
 from rbdtree.plan.health import IDLE_SECONDS, PUSH_SECONDS, STUCK_SECONDS, Finding, Level, Seen, findings, worst
+from rbdtree.ports import Silent
 
 NOW = 1_800_000_000.0
 
@@ -287,3 +291,38 @@ def test_a_document_that_cannot_be_read_is_told_once(checked: Any) -> None:
     for tree in (None, "t"):
         code, found = checked(grove, tree)
         assert (code, [(level, node) for level, node, _ in found]) == (2, [("critical", "m"), ("warning", "m")])
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["at once", "by a second worker"])
+def test_a_push_at_the_root_notes_that_it_gets_on(resumed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is applied, and while what became of it is compared."""
+    grove = Grove()
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    _, branch = branches.ensure(grove.sites, grove.node("root"), None, None)
+    image = grove.sites.cluster("a").pool("p").open(branch.image_id, read_only=False)
+    image.submit_write(0, b"two" * 1000, lambda _: None)
+    image.close()
+    if resumed:
+
+        def die(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(landing, "apply", die)
+            with pytest.raises(KeyboardInterrupt):
+                push.push(grove.sites, grove.node("root"), Silent())
+        assert grove.document("root").intent
+    noted: list[float] = []
+    swap = memory.Pool.swap_document
+
+    def swapped(self: memory.Pool, name: str, revision: int, text: str, claim: str | None = None) -> None:
+        swap(self, name, revision, text, claim)
+        intent = decode(text, name).intent
+        noted.append(intent.moved if intent else 0.0)
+
+    monkeypatch.setattr(memory.Pool, "swap_document", swapped)
+    monkeypatch.setattr(cut, "_NOTED_SECONDS", 0.0)
+    push.push(grove.sites, grove.node("root"), Silent())
+    assert grove.document("root").newest_position == Position(1, 2)
+    assert len(set(noted) - {0.0}) >= 2, noted

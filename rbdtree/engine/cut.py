@@ -21,6 +21,8 @@ from rbdtree.ports import Image, Reporter, Silent, Snapshot, Source
 _EXACT_OBJECTS = 4096
 _OTHERS = 64
 """Ranges in which somebody else wrote while a push was published, as many as a document tells of."""
+_NOTED_SECONDS = 30.0
+"""Between two notes that a push gets on: one that does not for three minutes is called stuck (plan/health.py)."""
 
 
 class Root:
@@ -32,6 +34,8 @@ class Root:
         self.image = image
         self.reporter = reporter
         self.document = node.read()
+        self._done = 0
+        self._noted = time.time()
 
     def cut(self, push: Push | None = None, known: tuple[Source, Extents] | None = None) -> Generation:
         """A generation of what the image holds now, with ``push`` applied to it first; ``known``: its bytes, and which
@@ -58,13 +62,13 @@ class Root:
         push = self.document.push(intent.push) if intent.push else None
         if snapshot is None:
             if push and known:
-                landing.apply(self.node, known[0], self.image, self.reporter, self.claim.check, known[1])
+                landing.apply(self.node, known[0], self.image, self.reporter, self._applied, known[1])
             elif intent.push:
                 self._resume(intent, push)
             self.claim.check()
             snapshot = ends.seal(self.node.pool, self.image, name)
         # A host of the root's may have come, written and gone since anybody looked: the bytes tell, and nothing else.
-        others = landing.others(self.node, self.document, intent, push) if push else None
+        others = landing.others(self.node, self.document, intent, push, self._moved) if push else None
         return self._settle(intent, snapshot, push, known[1].total if known and others == NOTHING else None, others)
 
     def _resume(self, intent: Intent, push: Push | None) -> None:
@@ -74,10 +78,27 @@ class Root:
             with closing(pushed.opened(self.node.pool, push)) as source:
                 wanted = pushed.changed(self.node.pool, push, source)
                 # A predecessor wrote some of it; what is otherwise new there, the root's host wrote after it died.
-                wanted = wanted.subtract(landing.newer(self.node, self.document, intent, self.image, wanted))
-                landing.apply(self.node, source, self.image, self.reporter, self.claim.check, wanted)
+                wanted = wanted.subtract(
+                    landing.newer(self.node, self.document, intent, self.image, wanted, self._moved)
+                )
+                landing.apply(self.node, source, self.image, self.reporter, self._applied, wanted)
         except errors.NotFound as error:
             raise torn(self.document, intent) from error
+
+    def _applied(self, done_bytes: int) -> None:
+        self.claim.check()
+        if done_bytes != self._done:
+            self._done = done_bytes
+            self._moved()
+
+    def _moved(self) -> None:
+        """Notes, now and then, that what is in flight gets on, for whoever looks."""
+        now = time.time()
+        if now - self._noted >= _NOTED_SECONDS:
+            self._noted = now
+            self.document = self.node.update(
+                lambda d: replace(d, intent=d.intent and replace(d.intent, moved=now)), self.claim.cookie
+            )
 
     def _settle(
         self, intent: Intent, snapshot: Snapshot, push: Push | None, changed_bytes: int | None, others: Extents | None

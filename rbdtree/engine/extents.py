@@ -4,7 +4,7 @@ librbd reports what was written; a rewrite of equal bytes is no change, and must
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rbdtree.engine.copy import chunks
@@ -17,8 +17,11 @@ SECTOR = 512
 _READERS = 4
 
 
-def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Generator[list[Pair], None, None]:
-    """Of the given extents, those whose bytes differ between two images of equal size."""
+def compared(
+    newer: Source, older: Source, batches: Iterator[list[Pair]], passed: Callable[[], None] = lambda: None
+) -> Generator[list[Pair], None, None]:
+    """Of the given extents, those whose bytes differ between two images of equal size. ``passed``: told of each piece
+    that was compared."""
 
     def read(chunk: tuple[int, int, list[Pair]]) -> list[Pair]:
         start, end, pieces = chunk
@@ -42,10 +45,12 @@ def compared(newer: Source, older: Source, batches: Iterator[list[Pair]]) -> Gen
                     ahead.append(threads.submit(read, chunk))
                     if len(ahead) >= 2 * _READERS:
                         found = ahead.popleft().result()
+                        passed()
                         if found:
                             yield found
             while ahead:
                 found = ahead.popleft().result()
+                passed()
                 if found:
                     yield found
         finally:

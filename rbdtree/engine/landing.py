@@ -16,8 +16,10 @@ WINDOW = 48 << 20
 """Bytes in flight of a push, which copies to one target at a time. librbd takes as much again."""
 
 
-def newer(node: Node, document: NodeDocument, intent: Intent, head: Image, wanted: Extents) -> Extents:
-    """Of ``wanted``, what of the root's head is not what its newest generation holds."""
+def newer(
+    node: Node, document: NodeDocument, intent: Intent, head: Image, wanted: Extents, passed: Callable[[], None]
+) -> Extents:
+    """Of ``wanted``, what of the head is not what its newest generation holds. ``passed``: told as it gets on."""
     if intent.since is None:
         return NOTHING
     try:
@@ -26,13 +28,16 @@ def newer(node: Node, document: NodeDocument, intent: Intent, head: Image, wante
         return NOTHING
     try:
         within = wanted.clip(0, min(head.size(), base.size()))
-        return extents.collect(extents.compared(head, base, iter([list(within)])))
+        return extents.collect(extents.compared(head, base, iter([list(within)]), passed))
     finally:
         base.close()
 
 
-def others(node: Node, document: NodeDocument, intent: Intent, push: Push) -> Extents | None:
-    """What of the generation is neither the one before it nor this push, byte for byte. None: that cannot be told."""
+def others(
+    node: Node, document: NodeDocument, intent: Intent, push: Push, passed: Callable[[], None]
+) -> Extents | None:
+    """What of the generation is neither the one before it nor this push, byte for byte. None: that cannot be told.
+    ``passed``: told as it gets on."""
     if intent.since is None:
         return None
     since, until = (snapshot_name(document.tree_id, p) for p in (intent.since, intent.target))
@@ -47,25 +52,26 @@ def others(node: Node, document: NodeDocument, intent: Intent, push: Push) -> Ex
             if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
                 return None
             beside = delta.collect(after, since, until).subtract(wanted)
-            strange = extents.collect(extents.compared(after, before, iter([list(beside)])))
-            return strange.union(extents.collect(extents.compared(after, source, iter([list(wanted)]))))
+            strange = extents.collect(extents.compared(after, before, iter([list(beside)]), passed))
+            return strange.union(extents.collect(extents.compared(after, source, iter([list(wanted)]), passed)))
     except errors.NotFound:
         return None
 
 
 def apply(
-    node: Node, source: Source, head: Image, reporter: Reporter, check: Callable[[], None], wanted: Extents
+    node: Node, source: Source, head: Image, reporter: Reporter, check: Callable[[int], None], wanted: Extents
 ) -> Copied:
-    """Writes these extents of a push into ``head``."""
+    """Writes these extents of a push into ``head``. ``check``: told again and again how many bytes are done."""
     target = Target(node.name, head, Extents.of([(0, head.size())]))
-    copied = Copy(
+    copy = Copy(
         source,
         [target],
         [list(wanted.clip(0, head.size()))],
-        check=check,
+        check=lambda: check(copy.copied.passed_bytes),
         progress=lambda c: reporter.copying(node.name, c.passed_bytes, c.total_bytes),
         window=Window(WINDOW),
-    ).run()
+    )
+    copied = copy.run()
     if target.failed:
         raise target.failed
     head.flush()

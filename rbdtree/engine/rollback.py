@@ -89,7 +89,7 @@ def _take_back(node: Node, claim: Claim | None, reporter: Reporter) -> str:
         since = snapshot_name(document.tree_id, intent.since)
         with closing(node.pool.open(document.image_id, since)) as base:
             changed = delta.collect(image, since, None).clip(0, base.size())
-            landing.apply(node, base, image, reporter, claim.check, changed)
+            landing.apply(node, base, image, reporter, lambda _: claim.check(), changed)
     finally:
         image.close()
 
