@@ -69,6 +69,7 @@ def found(*documents: NodeDocument, managers: int | None = 1, **holders: str) ->
 OLD, NEW = generation(1, 5000), generation(2, 700)
 ROOT = node("root", OLD, NEW)
 LEVEL = node("m", OLD, NEW)
+PLANNED = replace(ROOT, tree_policy=settings({"schedule": "5m"}))
 
 
 def test_all_is_well() -> None:
@@ -122,12 +123,20 @@ ROWS = [
 
 @pytest.mark.parametrize(("document", "level", "kind"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_findings(document: NodeDocument, level: Level | None, kind: str) -> None:
-    seen = found(ROOT, document)
+    seen = found(PLANNED, document)
     if level is None:
         assert seen == []
     else:
         assert [(f.level, f.node, f.kind) for f in seen] == [(level, "m", kind)]
         assert worst(seen) is level
+
+
+def test_a_root_whose_cut_or_push_stands_still() -> None:
+    (finding,) = found(replace(ROOT, intent=INTENT), LEVEL)
+    assert (finding.level, finding.node, finding.kind) == (Level.CRITICAL, "root", "stuck")
+    assert "'rbdtree cut t'" in finding.hint
+    for young in (replace(INTENT, moved=NOW - STUCK_SECONDS / 2), replace(INTENT, started=NOW - 1, moved=0.0)):
+        assert found(replace(ROOT, intent=young), LEVEL) == []
 
 
 def test_a_fresh_generation_is_not_late() -> None:
@@ -185,7 +194,7 @@ def test_an_uplink_that_died_on_this_machine_is_none() -> None:
 
 def test_what_cannot_be_reached_is_told_from_hearsay() -> None:
     told = Summary(State.OUTDATED, OLD.position, 1 << 30, (), "pool is full", NOW - 60)
-    root = replace(ROOT, tree_policy=settings({"rpo": "10m"}))
+    root = replace(ROOT, tree_policy=settings({"rpo": "10m", "schedule": "5m"}))
     seen = [Seen("root", "", root), Seen("m", "id-root", None, told, "site b does not answer")]
     kinds = [(f.level, f.kind) for f in findings("t", seen, NOW, 1)]
     assert kinds == [(Level.CRITICAL, "rpo"), (Level.WARNING, "unreachable"), (Level.WARNING, "trouble")]
@@ -197,14 +206,14 @@ def test_a_clone_may_stay_over_its_base_for_its_branch(rpo: str) -> None:
     bare = node("k", OLD, kind=Kind.CLONE, policy=settings({"rpo": rpo}))
     used = replace(bare, branch=Branch("k", "k", OLD.position, "snapshot", "since"))
     mirror = replace(used, kind=Kind.MIRROR)
-    assert [f.node for f in found(ROOT, bare)] == [f.node for f in found(ROOT, mirror)] == ["k"]
-    assert found(ROOT, used) == []
-    assert [f.kind for f in found(ROOT, replace(used, intent=INTENT))] == ["stuck"]
+    assert [f.node for f in found(PLANNED, bare)] == [f.node for f in found(PLANNED, mirror)] == ["k"]
+    assert found(PLANNED, used) == []
+    assert [f.kind for f in found(PLANNED, replace(used, intent=INTENT))] == ["stuck"]
 
 
 def test_a_clone_that_cannot_be_reached_may_stay() -> None:
     told = Summary(State.OUTDATED, OLD.position, 1 << 30, (), "", NOW - 60)
-    root = replace(ROOT, tree_policy=settings({"rpo": "10m"}))
+    root = replace(ROOT, tree_policy=settings({"rpo": "10m", "schedule": "5m"}))
     seen = [Seen("root", "", root), Seen("k", "id-root", None, told, "site b does not answer", Kind.CLONE)]
     assert [f.kind for f in findings("t", seen, NOW, 1)] == ["unreachable"]
 

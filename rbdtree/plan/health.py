@@ -15,7 +15,8 @@ from rbdtree.model.position import Position
 from rbdtree.plan.behind import behind
 
 STUCK_SECONDS = 180.0
-"""A delta in flight that has not got on for so long is stuck; a worker notes its progress every second or two."""
+"""What is in flight and has not got on for so long is stuck; a worker notes its progress every second or two, of a push
+at the root every half minute."""
 IDLE_SECONDS = 600.0
 """A generation that nobody has begun to bring down for so long, where no rpo says what is too long."""
 PUSH_SECONDS = 600.0
@@ -85,6 +86,7 @@ def findings(
         wanted = wanted or _wants(policy)
         found += _trouble(tree, node.document)
         found += _lapsed(node.document)
+        found += _stuck(tree, node.document, now)
         found += _progress(tree, node.document, documents, root, policy, now)
         found += _scrub(tree, node.document, policy, now)
         found += _pushes(tree, node.document, documents, now)
@@ -247,6 +249,20 @@ def person_said(document: NodeDocument) -> bool:
     return document.trouble is not None and document.trouble.kind == "Conflict"
 
 
+def _stuck(tree: str, document: NodeDocument, now: float) -> list[Finding]:
+    """A delta, or at the root a cut or a push that becomes a generation."""
+    intent, name = document.intent, document.name
+    still = now - max(intent.moved, intent.started) if intent else 0.0
+    if intent is None or still <= STUCK_SECONDS:
+        return []
+    what, command = f"its delta to {intent.target}", f"sync {tree}/{name}"
+    if document.kind is Kind.ROOT:
+        what, command = f"generation {intent.target} is being made and", f"cut {tree}"
+    text = f"{what} has not got on for {format_duration(round(still))} ({intent.worker})"
+    hint = f"'rbdtree {command}' goes on with it; see 'rbdtree managers' for who should have."
+    return [Finding(Level.CRITICAL, name, "stuck", text, hint)]
+
+
 def _progress(
     tree: str,
     document: NodeDocument,
@@ -255,26 +271,11 @@ def _progress(
     policy: Policy,
     now: float,
 ) -> list[Finding]:
-    if document.kind is Kind.ROOT:
-        return []
     found: list[Finding] = []
     name = document.name
-    intent = document.intent
-    moved = max(intent.moved, intent.started) if intent else 0.0
-    if intent and now - moved > STUCK_SECONDS:
-        still = format_duration(round(now - moved))
-        found.append(
-            Finding(
-                Level.CRITICAL,
-                name,
-                "stuck",
-                f"its delta to {intent.target} has not got on for {still} ({intent.worker})",
-                f"'rbdtree sync {tree}/{name}' goes on with it; see 'rbdtree managers' for who should have.",
-            )
-        )
     above = documents.get(document.parent.node_id) if document.parent else None
     line = root or above
-    if line is None or may_stay(document):
+    if line is None or document.kind is Kind.ROOT or may_stay(document):
         return found
     lack = behind(document.newest_position, line.generations)
     age = now - lack.oldest if lack.oldest else 0.0
@@ -284,7 +285,7 @@ def _progress(
         elif age > 0.8 * policy.rpo:
             text = f"what it lacks is {format_duration(round(age))} old, its rpo {format_duration(policy.rpo)}"
             found.append(Finding(Level.WARNING, name, "late", text))
-    elif intent is None and above and _waiting(document, above, now) > IDLE_SECONDS:
+    elif document.intent is None and above and _waiting(document, above, now) > IDLE_SECONDS:
         still = format_duration(round(_waiting(document, above, now)))
         found.append(
             Finding(
