@@ -16,6 +16,7 @@ from rbdtree.engine import cut, landing, push
 from rbdtree.engine.claim import identity
 from rbdtree.model.document import (
     Branch,
+    Hold,
     Intent,
     Kind,
     NodeDocument,
@@ -137,6 +138,45 @@ def test_a_root_whose_cut_or_push_stands_still() -> None:
     assert "'rbdtree cut t'" in finding.hint
     for young in (replace(INTENT, moved=NOW - STUCK_SECONDS / 2), replace(INTENT, started=NOW - 1, moved=0.0)):
         assert found(replace(ROOT, intent=young), LEVEL) == []
+
+
+CUTS = [
+    ("seldom", {"rpo": "5m", "schedule": "1h"}, (), "every 1 h", "'rbdtree policy set t rpo=1h'"),
+    ("often", {"rpo": "5m", "schedule": "5m"}, (), "", ""),
+    ("seldom, and often as well", {"rpo": "5m", "schedule": "1d 03:30; 1m"}, (), "", ""),
+    ("in turns", {"rpo": "30m", "schedule": "1h; 1h 00:30"}, (), "", ""),
+    (
+        "in turns, and too seldom",
+        {"rpo": "30m", "schedule": "1h; 1h 00:20"},
+        (),
+        "every 40 m",
+        "'rbdtree policy set t rpo=40m'",
+    ),
+    ("never", {"rpo": "5m"}, (), "no schedule", "'rbdtree policy unset t rpo'"),
+    ("by hand, lately", {"rpo": "15m"}, (), "", ""),
+    ("by pushes", {"rpo": "5m"}, (Hold("edge-m", OLD.position, "branch at or below t/m", True),), "", ""),
+    (
+        "never, whoever stands on it",
+        {"rpo": "5m"},
+        (Hold("edge-m", OLD.position, "base of t/m"),),
+        "no schedule",
+        "unset",
+    ),
+    ("never, and nothing is wanted", {}, (), "", ""),
+]
+
+
+@pytest.mark.parametrize(("policy", "holds", "text", "hint"), [row[1:] for row in CUTS], ids=[row[0] for row in CUTS])
+def test_an_rpo_that_cuts_cannot_keep(policy: dict[str, str], holds: tuple[Hold, ...], text: str, hint: str) -> None:
+    """All is level, but what was written since the newest generation."""
+    root = replace(ROOT, tree_policy=settings(policy), holds=holds)
+    seen = found(root, replace(LEVEL, tree_policy=root.tree_policy))
+    assert [(f.level, f.node, f.kind) for f in seen] == ([(Level.WARNING, "root", "schedule")] if text else [])
+    assert all(text in f.text and hint in f.hint and f"schedule={policy['rpo']}" in f.hint for f in seen)
+    own = {"rpo": policy["rpo"]} if "rpo" in policy else {}
+    root = replace(root, tree_policy=settings({k: v for k, v in policy.items() if k != "rpo"}))
+    seen = found(root, replace(LEVEL, policy=settings(own)))
+    assert [(f.level, f.node, f.kind) for f in seen] == ([(Level.WARNING, "m", "schedule")] if text else [])
 
 
 def test_a_fresh_generation_is_not_late() -> None:

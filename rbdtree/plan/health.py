@@ -6,12 +6,14 @@ A dead edge is told by the absence of progress, whoever should have made it: als
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import pairwise
 from types import MappingProxyType
 
 from rbdtree.model.document import Kind, NodeDocument, PushState, Summary
 from rbdtree.model.name import format_duration
 from rbdtree.model.policy import Policy, effective
 from rbdtree.model.position import Position
+from rbdtree.model.schedule import Schedule
 from rbdtree.plan.behind import behind
 
 STUCK_SECONDS = 180.0
@@ -88,6 +90,7 @@ def findings(
         found += _lapsed(node.document)
         found += _stuck(tree, node.document, now)
         found += _progress(tree, node.document, documents, root, policy, now)
+        found += _uncut(tree, node.document, root, now)
         found += _scrub(tree, node.document, policy, now)
         found += _pushes(tree, node.document, documents, now)
         if holders.get(node.name) == "":
@@ -261,6 +264,43 @@ def _stuck(tree: str, document: NodeDocument, now: float) -> list[Finding]:
     text = f"{what} has not got on for {format_duration(round(still))} ({intent.worker})"
     hint = f"'rbdtree {command}' goes on with it; see 'rbdtree managers' for who should have."
     return [Finding(Level.CRITICAL, name, "stuck", text, hint)]
+
+
+def _uncut(tree: str, document: NodeDocument, root: NodeDocument | None, now: float) -> list[Finding]:
+    """An rpo that promises too much: what was written since the newest generation is in none, and is missed by nobody.
+    The tree's is told at the root, a node's own there."""
+    if root is None:
+        return []
+    shared = effective((), root.tree_policy)
+    rpo = shared.rpo if document is root else effective((), document.policy).rpo
+    if rpo is None or (document is not root and rpo == shared.rpo):
+        return []
+    where = tree if document is root else f"{tree}/{document.name}"
+    if shared.schedule:
+        gap = _longest_gap(shared.schedule)
+        fits = gap <= rpo
+        cut, other = f"is cut every {format_duration(gap)} only", f"set {where} rpo={_setting(gap)}"
+    else:
+        # By hand, or by pushes of branches.
+        lately = root.newest is not None and now - root.newest.created <= rpo
+        fits = lately or any(hold.branch for hold in root.holds)
+        cut, other = "is cut by no schedule", f"unset {where} rpo"
+    if fits:
+        return []
+    text = f"the rpo is {format_duration(rpo)}, but the root {cut}: what was written there since counts for no rpo"
+    hint = f"Run 'rbdtree policy set {tree} schedule={_setting(rpo)}', or 'rbdtree policy {other}'."
+    return [Finding(Level.WARNING, document.name, "schedule", text, hint)]
+
+
+def _longest_gap(schedules: tuple[Schedule, ...]) -> float:
+    """Seconds between two cuts, by the schedules with the shortest interval."""
+    shortest = min(s.interval_seconds for s in schedules)
+    starts = sorted(s.start_seconds for s in schedules if s.interval_seconds == shortest)
+    return max(b - a for a, b in pairwise([*starts, starts[0] + shortest]))
+
+
+def _setting(seconds: float) -> str:
+    return format_duration(max(1, int(seconds))).replace(" ", "")
 
 
 def _progress(
