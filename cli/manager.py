@@ -93,7 +93,8 @@ class _Log(Listener):
         self._metrics.cycle(unit, cycle)
         found = canonical(unit, cycle)
         if cycle.error is None:
-            (self.log.info if cycle.changed else self.log.debug)("cycle", **found)
+            said = self.log.warning if cycle.skewed else self.log.info if cycle.changed else self.log.debug
+            said("cycle", **found)
         elif isinstance(cycle.error, errors.Bug):
             self.log.error("cycle", **found, exc_info=cycle.error.__cause__ or cycle.error)
         else:
@@ -132,6 +133,7 @@ def canonical(unit: Unit, cycle: Cycle) -> dict[str, Any]:
         "scrubbed_bytes": cycle.scrubbed_bytes,
         "removed": cycle.removed,
         "let_go": ", ".join(cycle.let_go),
+        "skewed": cycle.skewed,
     }
     if edge:
         found |= {

@@ -69,12 +69,11 @@ def _wanted(session: Session, text: str) -> tuple[Tree, list[Member]]:
 
 def run_retain(session: Session) -> int:
     tree, members = _wanted(session, session.options.tree)
-    now = time.time()
     failed: list[errors.Error] = []
     rows: list[dict[str, Any]] = []
     for member in members:
         try:
-            found = _retain(session, member, now)
+            found = _retain(session, member)
         except errors.Error as error:
             failed.append(error)
             rows.append({"node": member.ref.name, "error": described(error)})
@@ -88,12 +87,12 @@ def run_retain(session: Session) -> int:
     return failed[0].exit_code if failed else 0
 
 
-def _retain(session: Session, member: Member, now: float) -> Retained:
+def _retain(session: Session, member: Member) -> Retained:
     node, _ = document_of(member)
     if session.dry_run:
-        return retain.retain(session.sites, node, None, now, dry_run=True)
+        return retain.retain(session.sites, node, None, time.time(), dry_run=True)
     with Claim(node, "retain", wait=True) as claim:
-        return retain.retain(session.sites, node, claim, now)
+        return retain.retain(session.sites, node, claim, time.time())
 
 
 def _retained(found: Retained) -> dict[str, Any]:
@@ -112,6 +111,7 @@ def _retained(found: Retained) -> dict[str, Any]:
         "leftover": found.leftover,
         "resync": [name.partition("/")[2] for name in found.resyncs],
         "nothing": found.nothing,
+        "skewed": found.skewed,
         "error": None,
     }
 
@@ -134,6 +134,8 @@ def _show(session: Session, found: Retained) -> None:
     print(f"{found.node}: {render.counted(going, 'generation')} {verb}, {staying} stay")
     if found.leftover:
         print(f"{found.node}: {render.counted(len(found.leftover), 'snapshot')} of an earlier retention {verb} as well")
+    if found.skewed:
+        print(f"rbdtree: {found.node}: {found.skewed}", file=sys.stderr)
     for name in found.resyncs:
         print(f"rbdtree: {name} needs a resync: what it stood on was let go", file=sys.stderr)
         print(f"  Run 'rbdtree resync {name}': it compares everything and writes what differs.", file=sys.stderr)

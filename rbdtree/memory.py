@@ -80,7 +80,7 @@ class _Place:
 class Storage:
     """What a cluster keeps; every ``Cluster`` over it is one client."""
 
-    def __init__(self, fsid: str, places: list[Place], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, fsid: str, places: list[Place], clock: Callable[[], float] = time.time) -> None:
         self.fsid = fsid
         self.places = {place: _Place() for place in places}
         self.clock = clock

@@ -69,7 +69,7 @@ class ImageEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClaimInfo:
-    """Who holds a claim: ``owner`` as the holder wrote it; ``expires`` in seconds by the cluster's clock."""
+    """Who holds a claim: ``owner`` as the holder wrote it; ``expires`` in seconds since 1970 by the cluster's clock."""
 
     cookie: str
     owner: str

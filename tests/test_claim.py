@@ -240,6 +240,21 @@ def test_a_claim_that_was_taken_away_stops_the_work(
     assert other.pool.claimed(node.object) is not None
 
 
+def test_a_claim_tells_the_clusters_time(
+    node: Node, storage: memory.Storage, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Claim(node, "retain") as held:
+        assert held.cluster_time() == pytest.approx(1000.0, abs=5)
+        monkeypatch.setattr(held, "_asked", held._asked - 15.0)
+        assert held.cluster_time() == pytest.approx(1015.0, abs=5)
+        clock.now += SECONDS + 1
+        with pytest.raises(errors.Fenced):
+            held.cluster_time()
+        node_of(storage).pool.claim(node.object, "theirs", "somebody", SECONDS)
+        with pytest.raises(errors.Fenced):
+            held.cluster_time()
+
+
 def test_a_claim_needs_a_document(node: Node) -> None:
     node.remove()
     with pytest.raises(errors.NotFound), Claim(node, "sync"):

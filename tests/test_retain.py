@@ -88,6 +88,30 @@ def test_a_slow_child_is_let_go_and_its_resync_may_die_at_any_effect(how: str) -
     assert 10 < next(effect for effect in range(1, 100) if not resync_dies(effect, how)) < 99
 
 
+@pytest.mark.parametrize(("ahead", "way"), [(10 * 86400.0, "10.0 d ahead of"), (-7200.0, "2.0 h behind"), (30.0, "")])
+def test_a_clock_that_jumped_makes_no_child_slow(ahead: float, way: str) -> None:
+    """n2 has been behind for ten days; nobody knows that for certain whose clock is not the cluster's."""
+    trees = Trees()
+    lagging(trees)
+    found = trees.retain_at("root", {"keep": "last 2", "max_pinned_age": "1d"}, ahead=ahead)
+    said = f"the clock of this host is {way} the cluster's: no limit of age ends anything"
+    assert found.skewed == (said if way else "")
+    assert found.resyncs == ([] if way else ["t/n2"])
+    assert positions(trees, "root") == ([1, 4, 5] if way else [4, 5])
+    trees.check()
+
+
+def test_a_clock_that_jumped_ends_no_limit_of_bytes() -> None:
+    trees = Trees()
+    lagging(trees)
+    wanted = {"keep": "last 2", "max_pinned_age": "1d", "max_pinned_bytes": "1"}
+    found = trees.retain_at("root", wanted, ahead=86400.0)
+    assert found.skewed
+    assert found.resyncs == ["t/n2"]
+    assert "max_pinned_bytes is 1" in trees.documents()["root"][1].resyncs[0].reason
+    trees.check()
+
+
 def test_what_a_slow_child_pins_is_counted() -> None:
     """n2 stands on 1; since then 4 of 6 objects were overwritten."""
     trees = Trees()

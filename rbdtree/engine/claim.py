@@ -111,6 +111,7 @@ class Claim:
         self._leave = leave or threading.Event()
         self._done = threading.Event()
         self._lost = False
+        self._asked = 0.0
         self._until = 0.0
         self._predecessor = ""
         self._keeper = threading.Thread(target=self._keep, name=f"claim-{node.name}", daemon=True)
@@ -132,6 +133,14 @@ class Claim:
         if self._lost or self._leave.is_set() or time.monotonic() > self._until:
             raise errors.Fenced(f"the claim on {self.node.name} was lost", "Run the command again.")
 
+    def cluster_time(self) -> float:
+        """Seconds since 1970 by the clock of the OSD that keeps the claim. Off by some when a renewal is under way."""
+        ours = self.node.pool.claimed(self.node.object)
+        self._lost = self._lost or ours is None or ours.cookie != self.cookie
+        self.check()
+        assert ours
+        return ours.expires - SECONDS + time.monotonic() - self._asked
+
     def free(self, image: Image) -> None:
         """Fences the holder before us if it still has the image open: it is frozen, or hangs, and RBD would wait 30 s
         for its lock and for its answers to notifications."""
@@ -142,6 +151,7 @@ class Claim:
         asked = time.monotonic()
         take = self.node.pool.renew_claim if renew else self.node.pool.claim
         take(self.node.object, self.cookie, self._owner, SECONDS)
+        self._asked = asked
         # One renewal period short of the OSD's expiry: we stop before another may start.
         self._until = asked + SECONDS - _RENEW
 

@@ -3,8 +3,11 @@
 The document forgets first. From then on no child can take a hold on a generation that goes; one that took it a moment
 before is seen in the same compare-and-swap, and the generation stays. Snapshots of ours that no document knows are of
 a retention that died here: they go, too.
+
+A limit of age lets go of bases for good, so this host's clock is compared with the cluster's before one ends anything.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +27,7 @@ from rbdtree.ports import Image, Sites
 
 _PROTECTED = "protected in RBD ('rbd snap unprotect')"
 _EXACT_OBJECTS = 4096
+_SKEW_SECONDS = 60.0
 _OPEN = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
 
 
@@ -39,12 +43,16 @@ class Retained:
     resyncs: list[str] = field(default_factory=list)
     nothing: str = ""
     """Why nothing is looked at here."""
+    skewed: str = ""
+    """Why no limit of age ended anything here."""
 
 
 def retain(sites: Sites, node: Node, claim: Claim | None, now: float, *, dry_run: bool = False) -> Retained:
     """``now``: seconds since 1970. Without a claim, or with ``dry_run``, nothing is changed. Children are not asked:
-    what they hold, and where they were last seen, is in the node's document."""
+    what they hold, and where they were last seen, is in the node's document. Only by a claim
+    is it known what time it is in the cluster."""
     del sites
+    began = time.monotonic()
     document = ends.read_settled(node)
     found = Retained(document.full_name)
     if document.kind is Kind.CLONE:
@@ -64,7 +72,12 @@ def retain(sites: Sites, node: Node, claim: Claim | None, now: float, *, dry_run
             return found
         if claim and change:
             claim.free(image)
-        found.verdicts = _verdicts(node, document, image, now)
+        stock = _stock(document, image)
+        if claim and _ended_by_age(stock, now):
+            found.skewed = _skew(claim, now + time.monotonic() - began)
+        if found.skewed:
+            stock = replace(stock, max_pinned_age=None)
+        found.verdicts = _verdicts(node, document, image, stock, now)
         left = leftovers(document, image)
         if claim and change:
             found.verdicts = _strike(node, claim, found.verdicts, found, now)
@@ -93,13 +106,29 @@ def leftovers(document: NodeDocument, image: Image) -> list[str]:
     return found
 
 
-def _verdicts(node: Node, document: NodeDocument, image: Image, now: float) -> tuple[Verdict, ...]:
+def _stock(document: NodeDocument, image: Image) -> Stock:
     protected = frozenset(
         g.position
         for g in ends.present(document, image)
         if image.protected(snapshot_name(document.tree_id, g.position))
     )
-    stock = stock_of(document, protected)
+    return stock_of(document, protected)
+
+
+def _ended_by_age(stock: Stock, now: float) -> bool:
+    return any(v.lapsed for v in plan.plan_retain(replace(stock, max_pinned_bytes=None), now))
+
+
+def _skew(claim: Claim, now: float) -> str:
+    """How this host's clock differs from the cluster's, in words; empty when they agree."""
+    ahead = now - claim.cluster_time()
+    if abs(ahead) <= _SKEW_SECONDS:
+        return ""
+    which = "ahead of" if ahead > 0 else "behind"
+    return f"the clock of this host is {plan.in_words(abs(ahead))} {which} the cluster's: no limit of age ends anything"
+
+
+def _verdicts(node: Node, document: NodeDocument, image: Image, stock: Stock, now: float) -> tuple[Verdict, ...]:
     found = plan.plan_retain(stock, now)
     if stock.max_pinned_bytes is None or not any(v.pinned and not v.goes for v in found):
         return found

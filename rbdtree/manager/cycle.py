@@ -55,6 +55,8 @@ class Cycle:
     """Snapshots that retention removed."""
     let_go: tuple[str, ...] = ()
     """Nodes that need a resync since."""
+    skewed: str = ""
+    """Why no limit of age ended anything."""
     error: errors.Error | None = None
     trouble: Trouble | None = None
     seconds: float = 0.0
@@ -265,7 +267,7 @@ class Cycles:
             found = retain.retain(self._sites, node, claim, self._clock())
         unit.retained, unit.retain_looked = stock, now
         unit.document = node.read()
-        cycle.removed, cycle.let_go = len(found.removed), tuple(found.resyncs)
+        cycle.removed, cycle.let_go, cycle.skewed = len(found.removed), tuple(found.resyncs), found.skewed
         for name in found.resyncs:
             self._reporter.note(name, "needs a resync: what it stood on was let go")
 

@@ -95,7 +95,7 @@ def plan_retain(stock: Stock, now: float) -> tuple[Verdict, ...]:
             lapsed = tuple((n, over[position]) for n in needs)
             found.append(Verdict(generation, True, tuple(_lapse(n, over[position]) for n in needs), lapsed, True))
         else:
-            length = _age(now - since[position])
+            length = in_words(now - since[position])
             found.append(Verdict(generation, False, tuple(f"{n.reason}, for {length}" for n in needs), pinned=True))
     return tuple(found)
 
@@ -163,7 +163,7 @@ def _pinned_since(generations: tuple[Generation, ...]) -> dict[Position, float]:
 def _too_old(age: float, limit: float | None) -> str:
     if limit is None or age <= limit:
         return ""
-    return f"pinned for {_age(age)}, max_pinned_age is {format_duration(limit)}"
+    return f"pinned for {in_words(age)}, max_pinned_age is {format_duration(limit)}"
 
 
 def _over_bytes(stock: Stock, over: dict[Position, str]) -> None:
@@ -184,7 +184,8 @@ def _lapse(need: Need, why: str) -> str:
     return f"{need.reason} no more ({why}): {then}"
 
 
-def _age(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A length of time, for people."""
     for unit, length in (("d", _DAY), ("h", _HOUR), ("m", 60)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

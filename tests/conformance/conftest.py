@@ -71,6 +71,10 @@ class World:
         """Lets that much time pass for claims."""
         raise NotImplementedError
 
+    def time(self) -> float:
+        """By the cluster's clock, to some seconds."""
+        raise NotImplementedError
+
     def fill(self) -> None:
         """No space is left."""
         raise NotImplementedError
@@ -113,6 +117,9 @@ class InMemory(World):
     def pass_time(self, seconds: float) -> None:
         self._now += seconds
 
+    def time(self) -> float:
+        return self._now
+
     def protect(self, image: Image, snapshot: str) -> None:
         memory.protect(self._storage, image.image_id, snapshot)
 
@@ -137,6 +144,10 @@ class OnCeph(World):
         # The OSD's clock is not ours to turn: what is tested is the expiry itself.
         deadline = time.monotonic() + seconds
         wait_until(lambda: time.monotonic() >= deadline, seconds + 1)
+
+    def time(self) -> float:
+        # The cluster runs on this machine.
+        return time.time()
 
     def protect(self, image: Image, snapshot: str) -> None:
         import rbd

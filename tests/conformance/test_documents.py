@@ -178,6 +178,16 @@ def test_a_claim_expires_when_it_said(world: World) -> None:
         world.pool.claim(name, "mine", "me", LONG)
 
 
+def test_a_claim_tells_the_clusters_time(world: World) -> None:
+    name = world.name()
+    world.pool.create_document(name, "one")
+    for seconds in (LONG, 2 * LONG):
+        world.pool.claim(name, "mine", "me", seconds)
+        found = world.pool.claimed(name)
+        assert found
+        assert abs(found.expires - seconds - world.time()) < 5
+
+
 def test_only_the_holder_swaps_with_a_claim(world: World) -> None:
     name = world.name()
     world.pool.create_document(name, "one")

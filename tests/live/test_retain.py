@@ -1,6 +1,7 @@
 """Retention on Ceph: what goes and what stays, under a host that writes, under clones of others, under ``kill -9``."""
 
 import errno
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,25 @@ def test_a_slow_child_is_let_go_and_resyncs(world: World) -> None:
     world.check_settled()
     assert not world.get("hold", "ls", TREE)["resyncs"]
     assert "needs no resync" in world.cli("resync", f"{TREE}/m1").out
+
+
+def test_a_clock_that_jumped_lets_go_of_nothing(world: World) -> None:
+    world.init(size=8 * MIB)
+    world.add("m1", "root", "mirror", "b")
+    world.write("root", {0: noise(MIB)})
+    world.sync("", "--cut")
+    for number in range(2):
+        world.write("root", {MIB: noise(MIB, number)})
+        world.quick_cut()
+    world.cli("policy", "set", TREE, "keep=last 1", "max_pinned_age=3d")
+    ended = world.driven("--format", "json", "retain", f"{TREE}/root", clock_ahead=10 * 86400)
+    (found,) = json.loads(ended.stdout)["nodes"]
+    assert "10.0 d ahead of the cluster's" in found["skewed"]
+    assert (goes(found), found["resync"]) == (["1.2"], [])
+    assert "10.0 d ahead" in world.driven("retain", f"{TREE}/root", clock_ahead=10 * 86400).stderr
+    assert not retain(world, "root")["skewed"]
+    world.sync()
+    world.check(current=True)
 
 
 def test_what_others_made_of_our_snapshots_is_not_harmed(world: World) -> None:

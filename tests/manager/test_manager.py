@@ -13,8 +13,9 @@ import pytest
 
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
-from rbdtree.engine import claim
+from rbdtree.engine import claim, forest
 from rbdtree.engine.loss import Window
+from rbdtree.engine.sync import Sync
 from rbdtree.manager import keeper, service, uplinks
 from rbdtree.manager.spread import Peer
 from rbdtree.model.document import DIRECTORY, Hold, Kind, Push, PushState
@@ -440,6 +441,36 @@ def test_a_clock_that_is_set_back_stops_no_schedule(grove: Grove, monkeypatch: p
     for number in range(1, 3):
         grove.write(number * 4096, b"new" * 1000)
         until(lambda number=number: len(grove.document("root").generations) > number, f"cut {number} after it was set")
+
+
+def test_a_clock_that_jumps_ahead_lets_go_of_no_base(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbdtree.manager import cycle
+
+    monkeypatch.setattr(cycle, "_RETAIN_SECONDS", 0.0)
+    monkeypatch.setattr(cycle, "_RETAIN_IDLE_SECONDS", 0.0)
+    ahead = [10 * 86400.0]
+    monkeypatch.setitem(cycle.Cycles.__init__.__kwdefaults__, "clock", lambda: time.time() + ahead[0])
+    grove.cut()
+    Sync(grove.sites).run(forest.look(grove.sites).tree("t"))
+    for number in range(2):
+        grove.write(number * 4096, b"new" * 1000)
+        grove.cut()
+    grove.policy("root", tree=True, keep="last 1", max_pinned_age="3d")
+    running = grove.run(trees=frozenset({"t"}), sites=frozenset({"a"}), poll=0.2)
+
+    def said() -> set[str]:
+        return {cycle.skewed for name, cycle in running.heard.cycles if name == "root"} - {""}
+
+    def left() -> list[int]:
+        return [g.position.sequence for g in grove.document("root").generations]
+
+    until(said, "the clock is looked at")
+    until(lambda: left() == [1, 3], "what nobody needs goes")
+    assert said() == {"the clock of this host is 10.0 d ahead of the cluster's: no limit of age ends anything"}
+    assert not grove.document("root").resyncs
+    grove.storages["a"].clock = lambda: time.time() + 10 * 86400
+    until(lambda: left() == [3], "ten days have passed in the cluster, too")
+    assert [r.name for r in grove.document("root").resyncs] == ["t/m"]
 
 
 def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
