@@ -71,6 +71,14 @@ def test_the_limit_that_was_set_last_counts(text: str, now: float, limit: int | 
     assert Bandwidth.parse(text).at(now) == limit
 
 
+@pytest.mark.parametrize(
+    ("text", "limited"),
+    [("", False), ("off", False), ("sat 08:00 off", False), ("20M", True), ("18:00 off; 08:00 1M", True)],
+)
+def test_whether_there_is_a_limit_at_any_time(text: str, limited: bool) -> None:
+    assert Bandwidth.parse(text).limited == limited
+
+
 def test_windows_are_in_local_time() -> None:
     bandwidth = Bandwidth.parse("08:00 20M; 18:00 off")
     assert bandwidth.at(at(0, 7), utc_offset=HOUR) == 20 * MIB

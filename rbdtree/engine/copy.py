@@ -22,6 +22,7 @@ import xxhash
 from rbdtree import errors
 from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.schedule import Bandwidth
 from rbdtree.ports import Image, Source
 
 CHUNK = 4 << 20
@@ -58,21 +59,34 @@ class Window:
 
 
 class Pace:
-    """Bytes a second that copies together may read from their source; ``rate`` is asked anew each time (None: any)."""
+    """Bytes a second that copies together may read from their source; ``bandwidth`` is asked anew each time.
 
-    def __init__(self, rate: Callable[[], int | None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
+    ``now``: seconds since 1970, by which its windows begin and end."""
+
+    def __init__(
+        self,
+        bandwidth: Callable[[], Bandwidth],
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bandwidth = bandwidth
+        self._now = now
         self._clock = clock
         self._guard = threading.Lock()
         self._paid = 0.0
 
     @property
     def limited(self) -> bool:
-        return self._rate() is not None
+        """At any time: a copy that begins without a limit may come into one."""
+        return self._bandwidth().limited
+
+    def _rate(self) -> int | None:
+        now = self._now()
+        return self._bandwidth().at(now, time.localtime(now).tm_gmtoff)
 
     def delay(self) -> float:
         """Seconds until what was read is paid for."""
-        return max(0.0, self._paid - self._clock()) if self.limited else 0.0
+        return max(0.0, self._paid - self._clock()) if self._rate() is not None else 0.0
 
     def spend(self, count: int) -> None:
         rate = self._rate()

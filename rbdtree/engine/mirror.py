@@ -388,7 +388,8 @@ class MirrorEdge:
                 sample.prepare(source, last)
 
         return CopyRequest(
-            # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others.
+            # What is compared depends on what this head holds: nobody else's. Nor does one slow edge slow the others:
+            # whoever has a limit at any time of day reads alone all day.
             # A portion is read with those who have the same.
             key=(
                 self.upstream.node_id,

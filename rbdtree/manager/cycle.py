@@ -97,7 +97,6 @@ class Cycles:
         self._manager = manager
         self._expiry_seconds = expiry_seconds
         self._clock = clock
-        self._paces: dict[str, Pace] = {}
 
     def run(self, unit: Unit, desk: Desk, *, whole: bool) -> Cycle:
         """Raises nothing. The desk was entered for this unit if it is a mirror, and is left in the end."""
@@ -242,11 +241,9 @@ class Cycles:
             raise cycle.edge.error
 
     def _pace(self, unit: Unit) -> Pace:
-        def rate() -> int | None:
-            now = self._clock()
-            return unit.policy.bandwidth.at(now, time.localtime(now).tm_gmtoff)
-
-        return self._paces.setdefault(unit.edge, Pace(rate))
+        if unit.pace is None:
+            unit.pace = Pace(lambda: unit.policy.bandwidth, self._clock)
+        return unit.pace
 
     def _parent(self, document: NodeDocument) -> Node:
         if document.parent is None:

@@ -98,6 +98,11 @@ class Bandwidth:
         """``20M``, ``off``, or ``[DAYS] HH:MM LIMIT; ...``; DAYS are ``mon``, ``sat,sun`` or ``mon-fri``."""
         return cls(tuple(_window(part.split(), text) for part in text.split(";") if part.strip()))
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at any time."""
+        return any(window.limit is not None for window in self.windows)
+
     def at(self, now: float, utc_offset: float = 0.0) -> int | None:
         """The limit at a moment; None: none. ``utc_offset``: seconds by which local time is ahead of UTC."""
         local = now + utc_offset
