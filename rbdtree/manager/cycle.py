@@ -24,16 +24,17 @@ from rbdtree.engine.edge import EdgeRun, Outcome, after
 from rbdtree.engine.node import Node
 from rbdtree.manager import answer, glance
 from rbdtree.manager.unit import Unit
-from rbdtree.model.document import Child, Kind, NodeDocument, PushState, Trouble
+from rbdtree.model.document import Child, Kind, NodeDocument, PushState, Scrub, Trouble
 from rbdtree.model.position import Position
+from rbdtree.plan.scrub import plan_scrub
 from rbdtree.ports import Reporter, Sites
 
-_SLICE_SECONDS = 60.0
 _RETAIN_SECONDS = 60.0
 """Retention looks no more often than this when generations, or what needs them, have changed,"""
 _RETAIN_IDLE_SECONDS = 600.0
 """and this often when nothing has: time alone makes a child slow."""
-_SLICE_BYTES = 256 << 20
+_SCRUB_AGAIN_SECONDS = 10.0
+"""After a scrub that compared nothing, as while a delta is half applied."""
 _SKEW_SECONDS = 60.0
 
 
@@ -270,14 +271,14 @@ class Cycles:
 
     def _scrub(self, unit: Unit, node: Node, cycle: Cycle) -> None:
         policy = unit.policy
-        if policy.scrub is None or unit.is_root or unit.document.newest is None or time.monotonic() < unit.scrub_due:
+        began, newest = time.monotonic(), unit.document.newest
+        if policy.scrub is None or unit.is_root or began < unit.scrub_due:
             return
-        size = max(1, unit.document.newest.size_bytes)
-        length = min(size, _SLICE_BYTES, max(4 << 20, int(size * _SLICE_SECONDS / policy.scrub)))
-        pause = policy.scrub * length / size
-        if policy.scrub_rate:
-            pause = max(pause, length / policy.scrub_rate)
-        unit.scrub_due = time.monotonic() + pause
+        unit.scrub_due = began + _SCRUB_AGAIN_SECONDS
+        if newest is None:
+            return
+        done = unit.document.scrub or Scrub()
+        length, pause = plan_scrub(done, newest.size_bytes, policy.scrub, policy.scrub_rate, self._clock())
         try:
             piece = scrub.scrub(self._sites, node, length, self._reporter)
         except errors.Integrity:
@@ -285,6 +286,7 @@ class Cycles:
             raise
         if piece:
             cycle.scrubbed_bytes = piece.length
+            unit.scrub_due = began + pause
 
     def _tell(self, unit: Unit, cycle: Cycle) -> None:
         """The trouble there is, or that it is over, into the node's document; and what is new to its parent."""

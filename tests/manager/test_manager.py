@@ -13,7 +13,7 @@ import pytest
 
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
-from rbdtree.engine import claim, forest
+from rbdtree.engine import claim, forest, scrub
 from rbdtree.engine.loss import Window
 from rbdtree.engine.sync import Sync
 from rbdtree.manager import keeper, service, uplinks
@@ -471,6 +471,59 @@ def test_a_clock_that_jumps_ahead_lets_go_of_no_base(grove: Grove, monkeypatch: 
     grove.storages["a"].clock = lambda: time.time() + 10 * 86400
     until(lambda: left() == [3], "ten days have passed in the cluster, too")
     assert [r.name for r in grove.document("root").resyncs] == ["t/m"]
+
+
+def test_a_scrub_that_found_nothing_to_compare_is_tried_again_soon(
+    grove: Grove, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the next piece is due."""
+    from rbdtree.manager import cycle
+
+    monkeypatch.setattr(cycle, "_SCRUB_AGAIN_SECONDS", 0.2)
+    tried: list[scrub.Piece | None] = []
+    right = scrub.scrub
+
+    def busy_at_first(*words: Any) -> scrub.Piece | None:
+        tried.append(right(*words) if len(tried) > 2 else None)
+        return tried[-1]
+
+    monkeypatch.setattr(scrub, "scrub", busy_at_first)
+    grove.policy("m", scrub="7d")
+    grove.cut()
+    grove.run(poll=60.0)
+    until(lambda: grove.document("m").scrub, "a piece is compared", 10)
+    time.sleep(1)
+    assert [bool(piece) for piece in tried] == [False, False, False, True]
+
+
+def test_a_scrub_makes_up_for_what_it_lost(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 pieces within 6 s, of which 2 are lost."""
+    from rbdtree.manager import cycle
+    from rbdtree.plan import scrub as plan
+
+    monkeypatch.setattr(cycle, "_SCRUB_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(plan, "_SLICE_SECONDS", 0.1)
+    right, lost = scrub.scrub, [0.0]
+
+    def busy_for_a_while(sites: Any, node: Any, *more: Any) -> scrub.Piece | None:
+        done = node.read().scrub
+        if done and done.cursor_bytes >= 16 << 20:
+            lost[0] = lost[0] or time.monotonic()
+            if time.monotonic() < lost[0] + 2:
+                return None
+        return right(sites, node, *more)
+
+    monkeypatch.setattr(scrub, "scrub", busy_for_a_while)
+    image = grove.sites.cluster("a").pool("p").open(grove.document("root").image_id, read_only=False)
+    image.resize(64 << 20)
+    image.close()
+    grove.policy("m", scrub="6s")
+    grove.cut()
+    grove.run(poll=60.0)
+    began = until(lambda: grove.document("m").scrub, "it has begun").started
+    found = until(lambda: (s := grove.document("m").scrub) and s.finished and s, "a pass has ended")
+    assert lost[0]
+    assert 4 < found.finished - began < 6
 
 
 def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
