@@ -1,15 +1,18 @@
 """A manager's presence at one site: its entries in the lists of managers, its locks on edges, who else is there.
 
-One thread a site, so that a cluster that does not answer keeps no other waiting. What it renews lasts
-``LEASE_SECONDS``; who has not been answered for more than half of that counts the site as out of reach and gives up
-what it holds there, before others may take it.
+One thread a site, so that a cluster that does not answer keeps no other waiting, and some a place, so that no pool and
+no object does: each lock and each list is asked for by itself, and not again while there is no answer. What is renewed
+lasts ``LEASE_SECONDS``; a lock that was not renewed for more than half of that is given up, before others may take it.
+A site that has answered nothing for as long is out of reach.
 """
 
 import json
+import math
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,19 +24,24 @@ from rbdtree.ports import EDGE, ClaimInfo, Cluster, Pool, Sites
 LEASE_SECONDS = 20.0
 _RENEW = LEASE_SECONDS / 4
 _SILENT = LEASE_SECONDS * 0.6
+_ABREAST = 16
+"""Threads a place, made as they are needed: one waits for each object that does not answer, the others get on."""
+_GOODBYE_SECONDS = 3.0
 _PURPOSE = "manager "
 
 Place = tuple[str, str]
 """(pool, namespace)"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Held:
-    """The lock on an edge: on its child's document."""
+    """The lock on an edge: on its child's document. ``renewed``: when what it lasts by was asked for, by the monotonic
+    clock."""
 
     place: Place
     object: str
     cookie: str
+    renewed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class Keeper:
         self.site = site
         self.fsid = ""
         self.error: errors.Error | None = None
+        """Why the site does not answer."""
         self._sites = sites
         self._me = me
         self._lost = lost
@@ -80,10 +89,12 @@ class Keeper:
         self._held: dict[str, Held] = {}
         self._places: set[Place] = set()
         self._peers: dict[Place, tuple[Peer, ...]] = {}
+        self._listed: dict[Place, float] = {}
+        """When it was last told there, and then read, who is there: the beginning of that."""
         self._heard: dict[str, Heard] = {}
-        self.answered = 0.0
-        """When the lists were read last, by the monotonic clock."""
-        self._renewed = 0.0
+        self._spoke = 0.0
+        self._asking: dict[Place | Held, Future[None]] = {}
+        self._threads: dict[Place, ThreadPoolExecutor] = {}
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{site}", daemon=True)
@@ -92,12 +103,21 @@ class Keeper:
         self._thread.start()
 
     def answers(self) -> bool:
-        """Whether the site has answered lately."""
-        return bool(self.answered) and time.monotonic() - self.answered < _SILENT
+        """Whether the site has answered anything lately."""
+        return bool(self._spoke) and time.monotonic() - self._spoke < _SILENT
+
+    def hears(self, place: Place) -> bool:
+        """Whether the list there was read lately."""
+        return place in self._listed and time.monotonic() - self._listed[place] < _SILENT
+
+    @property
+    def answered(self) -> float:
+        """Since when all lists that answer were told, and read, anew; by the monotonic clock."""
+        return min((self._listed[place] for place in self._places if self.hears(place)), default=math.inf)
 
     def peers(self, place: Place) -> tuple[Peer, ...]:
-        """The managers listed there; this one among them, once it is."""
-        return self._peers.get(place, ())
+        """The managers listed there, as far as is known lately; this one among them, once it is."""
+        return self._peers.get(place, ()) if self.hears(place) else ()
 
     def watch_over(self, places: set[Place]) -> None:
         """Where nodes are that this manager may work on."""
@@ -120,6 +140,7 @@ class Keeper:
         cookie = uuid.uuid4().hex
         owner = self._owner(pool.cluster)
         for _ in range(2):
+            began = time.monotonic()
             try:
                 pool.claim(name, cookie, owner, LEASE_SECONDS, EDGE)
             except errors.Busy:
@@ -130,7 +151,7 @@ class Keeper:
                     continue
                 return _manager_of(info.owner)
             with self._guard:
-                self._held[name] = Held(place, name, cookie)
+                self._held[name] = Held(place, name, cookie, began)
             return None
         return ""
 
@@ -147,18 +168,28 @@ class Keeper:
 
     def holds(self, name: str) -> bool:
         """Whether it was taken, and not lost since."""
-        with self._guard:
-            return name in self._held
+        return self.lock(name) is not None
 
-    def drop(self, name: str) -> None:
-        """Lets an edge go, for others to take at once."""
+    def lock(self, name: str) -> Held | None:
+        """The lock on the edge to the node with this document, while it is ours."""
         with self._guard:
-            held = self._held.pop(name, None)
-        if held:
+            return self._held.get(name)
+
+    def drop(self, lock: Held) -> None:
+        """Lets an edge go, for others to take at once; nothing if that is so, whoever has it since."""
+        if self._gone(lock):
             with suppress(errors.Error):
-                pool = self._pool(held.place)
-                pool.unclaim(name, held.cookie, EDGE)
-                pool.notify(name)
+                pool = self._pool(lock.place)
+                pool.unclaim(lock.object, lock.cookie, EDGE)
+                pool.notify(lock.object)
+
+    def _gone(self, lock: Held) -> bool:
+        """It is ours no more; whether it was."""
+        with self._guard:
+            known = self._held.get(lock.object) is lock
+            if known:
+                del self._held[lock.object]
+        return known
 
     def _owner(self, cluster: Cluster) -> str:
         return identity(_PURPOSE + self._me().manager, cluster.address())
@@ -172,54 +203,81 @@ class Keeper:
         while not self._ending.is_set():
             self._wake.clear()
             began = time.monotonic()
-            answered = self.answers()
             try:
                 self._renew()
-                self.error = None
-                self.answered = began
             except errors.Fenced as error:
                 # Somebody took over from us while we stood still: this connection can do nothing any more.
                 self.error = error
-                self._lose_all()
+                self._lose(math.inf)
                 self._sites.renew(self.site)
             except errors.Error as error:
                 self.error = error
-            if answered != self.answers():
-                self._moved()
-            self._wake.wait(_RENEW)
+            self._wake.wait(began + _RENEW - time.monotonic())
 
     def _renew(self) -> None:
+        """Waits for what it asks, but not for what does not answer: that is heard of on its thread."""
         cluster = self._sites.cluster(self.site)
+        if self._ending.is_set():
+            return
         self.fsid = cluster.fsid
-        began = time.monotonic()
-        if began - self._renewed > _RENEW / 2:
-            with self._guard:
-                held = list(self._held.values())
-            for lock in held:
-                self._renew_lock(lock)
-            self._renewed = began
-        text = self._me().text(identity("manager", cluster.address()))
-        for place in list(self._places):
-            try:
-                pool = cluster.pool(*place)
-                pool.enlist(self._cookie, text, LEASE_SECONDS)
-                found = self._list(pool)
-            except (errors.Denied, errors.NotFound):
-                # A key that may only read there, or a pool that is gone: none of ours.
-                continue
-            before = self._peers.get(place)
-            self._peers[place] = found
-            if found != before:
-                self._moved()
-        for place in set(self._peers) - self._places:
-            self._peers.pop(place, None)
-            with suppress(errors.Error):
-                cluster.pool(*place).delist(self._cookie)
-        for gone in [name for name, heard in self._heard.items() if began - heard.known > 2 * LEASE_SECONDS]:
-            del self._heard[gone]
-        if not self._places:
+        places, now = self._places, time.monotonic()
+        with self._guard:
+            due = [lock for lock in self._held.values() if now - lock.renewed > _RENEW / 2]
+            for gone in [name for name, heard in self._heard.items() if now - heard.known > 2 * LEASE_SECONDS]:
+                del self._heard[gone]
+        self._asking = {what: asked for what, asked in self._asking.items() if not asked.done()}
+        asked: dict[Place | Held, Future[None]] = {}
+        for place in places - set(self._asking):
+            asked[place] = self._submit(place, self._visit, cluster, place)
+        for lock in set(due) - set(self._asking):
+            asked[lock] = self._submit(lock.place, self._renew_lock, cluster, lock)
+        self._asking.update(asked)
+        for place in set(self._threads) - places:
+            self._submit(place, self._delist, place)
+            self._threads.pop(place).shutdown(wait=False)
+        if not places:
             # Nothing to renew: does it answer?
-            cluster.places()
+            self._ask(cluster.places)
+        for one in wait(asked.values(), _RENEW).done:
+            one.result()
+
+    def _submit(self, place: Place, work: Callable[..., object], *words: object) -> "Future[None]":
+        threads = self._threads.get(place)
+        if threads is None:
+            threads = ThreadPoolExecutor(_ABREAST, thread_name_prefix=f"keeper-{self.site}")
+            self._threads[place] = threads
+        return threads.submit(self._ask, work, *words)
+
+    def _ask(self, work: Callable[..., object], *words: object) -> None:
+        """Whatever the answer is, the site has given one. Without any, only what was asked for is lost, by and by."""
+        try:
+            work(*words)
+        except errors.Fenced:
+            raise
+        except errors.Unreachable as error:
+            if not self.answers():
+                self.error = error
+            return
+        except errors.Error:
+            pass
+        silent, self.error, self._spoke = not self.answers(), None, time.monotonic()
+        if silent:
+            self._moved()
+
+    def _visit(self, cluster: Cluster, place: Place) -> None:
+        began, found = time.monotonic(), tuple[Peer, ...]()
+        # A key that may only read there, or a pool that is gone: none of ours.
+        with suppress(errors.Denied, errors.NotFound):
+            pool = cluster.pool(*place)
+            pool.enlist(self._cookie, self._me().text(identity("manager", cluster.address())), LEASE_SECONDS)
+            found = self._list(pool)
+        before = self.peers(place)
+        self._peers[place], self._listed[place] = found, began
+        if found != before:
+            self._moved()
+
+    def _delist(self, place: Place) -> None:
+        self._pool(place).delist(self._cookie)
 
     def _list(self, pool: Pool) -> tuple[Peer, ...]:
         found = []
@@ -227,50 +285,48 @@ class Keeper:
             peer = Peer.parse(info.owner)
             if peer and not is_dead(info.owner):
                 found.append(peer)
-                heard, now = self._heard.get(peer.manager), time.monotonic()
-                # Of the first entry nobody knows how old it is.
-                seen = 0.0 if heard is None else now if peer.told > heard.told else heard.seen
-                self._heard[peer.manager] = Heard(peer.told, seen, now, info.owner)
+                with self._guard:
+                    heard, now = self._heard.get(peer.manager), time.monotonic()
+                    # Of the first entry nobody knows how old it is.
+                    seen = 0.0 if heard is None else now if peer.told > heard.told else heard.seen
+                    self._heard[peer.manager] = Heard(peer.told, seen, now, info.owner)
         return tuple(sorted(found, key=lambda p: p.manager))
 
-    def _renew_lock(self, lock: Held) -> None:
-        """While it is held: a pass may take long, and another lock on the same edge have been taken since it began."""
-        with self._guard:
-            if self._held.get(lock.object) is not lock:
-                return
-        owner = self._owner(self._sites.cluster(self.site))
+    def _renew_lock(self, cluster: Cluster, lock: Held) -> None:
+        """While it is held: its turn may come late, and another lock on the same edge have been taken meanwhile."""
+        if self.lock(lock.object) is not lock:
+            return
+        began = time.monotonic()
         try:
-            self._pool(lock.place).renew_claim(lock.object, lock.cookie, owner, LEASE_SECONDS, EDGE)
+            pool = cluster.pool(*lock.place)
+            pool.renew_claim(lock.object, lock.cookie, self._owner(cluster), LEASE_SECONDS, EDGE)
+            lock.renewed = began
         except (errors.NotFound, errors.Busy):
-            with self._guard:
-                known = self._held.get(lock.object) is lock
-                if known:
-                    del self._held[lock.object]
-            if known:
+            if self._gone(lock):
                 self._lost(lock.object)
 
-    def _lose_all(self) -> None:
+    def _lose(self, before: float) -> None:
+        """The locks that were not renewed since then."""
         with self._guard:
-            lost = list(self._held)
-            self._held.clear()
-        for name in lost:
-            self._lost(name)
+            lost = [lock for lock in self._held.values() if lock.renewed <= before]
+        for lock in lost:
+            if self._gone(lock):
+                self._lost(lock.object)
 
     def forget(self) -> None:
-        """The site has been silent for too long: what was held there may be another's."""
-        self._lose_all()
+        """What was not renewed for too long may be another's soon. To be called at least every second or two."""
+        self._lose(time.monotonic() - _SILENT)
 
     def close(self) -> None:
-        """Leaves the lists and lets everything go."""
+        """Leaves the lists and lets everything go, as far as that answers soon."""
         self._ending.set()
         self._wake.set()
         self._thread.join(2)
-        if not self.answers():
-            return
-        with self._guard:
-            names = list(self._held)
-        for name in names:
-            self.drop(name)
-        for place in self._places:
-            with suppress(errors.Error):
-                self._pool(place).delist(self._cookie)
+        if self.answers():
+            with self._guard:
+                held = list(self._held.values())
+            leaving = [self._submit(lock.place, self.drop, lock) for lock in held]
+            leaving += [self._submit(place, self._delist, place) for place in self._places]
+            wait(leaving, _GOODBYE_SECONDS)
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -309,11 +309,12 @@ class Manager:
     # -- whose it is
 
     def _look_at_sites(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.forget()
         silent = {site for site, keeper in self._keepers.items() if not keeper.answers()}
         for site in silent - self._silent:
             keeper = self._keepers[site]
             self._listener.site(site, keeper.error or errors.Unreachable(f"site {site} does not answer"))
-            keeper.forget()
             self._leave(keeper.fsid)
         for site in self._silent - silent:
             self._listener.site(site, None)
@@ -344,17 +345,21 @@ class Manager:
 
     def _unlock(self, unit: Unit) -> None:
         keeper = self._keepers[unit.ref.site]
-        self._locks[unit.ref.site].submit(keeper.drop, object_name(unit.ref.node_id))
+        lock = keeper.lock(object_name(unit.ref.node_id))
+        if lock:
+            self._locks[unit.ref.site].submit(keeper.drop, lock)
 
     def _spread(self, now: float) -> None:
         me = self.peer()
         hoped = me.load + sum(unit.taking for unit in self.units.values())
         for unit in self.units.values():
+            keeper = self._keepers[unit.ref.site]
+            if not (keeper.answers() and keeper.hears(unit.place)):
+                continue
             if unit.held or unit.taking or unit.running or now < max(unit.free_since, unit.given + _OTHERS_TURN):
                 continue
-            keeper = self._keepers[unit.ref.site]
             mine, free = replace(me, load=hoped), now - unit.free_since
-            if not keeper.answers() or not spread.takes(mine, keeper.peers(unit.place), unit.edge, unit.needs, free):
+            if not spread.takes(mine, keeper.peers(unit.place), unit.edge, unit.needs, free):
                 continue
             if now < unit.tried + min(self._wish.poll, LEASE_SECONDS) and keeper.stirs(unit.holder):
                 # To ask would tell the same.
@@ -369,7 +374,9 @@ class Manager:
         if any(not u.held and not u.holder and now < u.given + LEASE_SECONDS for u in self.units.values()):
             # One at a time: who has taken what was given last is told when it is asked for.
             return
-        idle = {u.edge: u for u in self.units.values() if u.held and not u.running and u.kept < now < u.due}
+        # Where the list is not heard nobody would take it.
+        heard = [u for u in self.units.values() if u.held and self._keepers[u.ref.site].hears(u.place)]
+        idle = {u.edge: u for u in heard if not u.running and u.kept < now < u.due}
         keepers = [keeper for keeper in self._keepers.values() if keeper.answers()]
         peers = spread.newest(p for k in keepers for u in idle.values() for p in k.peers(u.place))
         given = spread.gives(me, peers, {edge: unit.needs for edge, unit in idle.items()})
@@ -396,9 +403,10 @@ class Manager:
         try:
             if not self._stopping.is_set():
                 holder = keeper.take(unit.place, object_name(unit.ref.node_id))
-            if holder is None and self._stopping.is_set():
+            lock = keeper.lock(object_name(unit.ref.node_id))
+            if holder is None and lock and self._stopping.is_set():
                 # The others need not wait until it lapses.
-                keeper.drop(object_name(unit.ref.node_id))
+                keeper.drop(lock)
         except errors.Error as error:
             failed = error
         except Exception as error:

@@ -1,0 +1,212 @@
+"""A manager at one site: what does not answer there is lost, and nothing else."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rbdtree import errors, memory
+from rbdtree.manager import keeper
+from rbdtree.manager.keeper import Keeper
+from rbdtree.manager.spread import Peer
+from rbdtree.model.document import Kind, object_name
+from rbdtree.ports import EDGE
+
+from .forest import Grove, until
+
+WELL, ILL = ("p", ""), ("q", "")
+
+
+class Faults:
+    """What does not answer: a place's list, or the locks of an object; and how long every answer takes."""
+
+    def __init__(self) -> None:
+        self.lists: set[tuple[str, str]] = set()
+        self.objects: set[str] = set()
+        self.seconds = 0.0
+        self.asked: list[str] = []
+        self.mended = threading.Event()
+
+    def wait(self, silent: bool) -> None:
+        if silent and not self.mended.wait(20):
+            raise errors.Unreachable("no answer in time")
+        time.sleep(self.seconds)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """With times that are a fifth of the real ones."""
+    made = Faults()
+    monkeypatch.setattr(keeper, "LEASE_SECONDS", 4.0)
+    monkeypatch.setattr(keeper, "_RENEW", 1.0)
+    monkeypatch.setattr(keeper, "_SILENT", 2.4)
+    renewing = threading.local()
+    enlist, claim, renew = memory.Pool.enlist, memory.Pool.claim, memory.Pool.renew_claim
+
+    def enlisted(self: memory.Pool, *words: Any) -> None:
+        made.wait((self.name, self.namespace) in made.lists)
+        enlist(self, *words)
+
+    def claimed(self: memory.Pool, name: str, *words: Any) -> None:
+        if EDGE in words and not getattr(renewing, "now", False):
+            made.asked.append(name)
+            made.wait(name in made.objects)
+        claim(self, name, *words)
+
+    def renewed(self: memory.Pool, name: str, *words: Any) -> None:
+        if EDGE in words:
+            made.wait(name in made.objects)
+        # In memory that is a claim, too.
+        renewing.now = True
+        try:
+            renew(self, name, *words)
+        finally:
+            renewing.now = False
+
+    monkeypatch.setattr(memory.Pool, "enlist", enlisted)
+    monkeypatch.setattr(memory.Pool, "claim", claimed)
+    monkeypatch.setattr(memory.Pool, "renew_claim", renewed)
+    yield made
+    made.mended.set()
+
+
+class Site:
+    """Two pools with documents; a keeper that is told as a manager tells it."""
+
+    def __init__(self) -> None:
+        self.storage = memory.Storage("b", [WELL, ILL])
+        self.lost: list[str] = []
+        me = Peer("me", frozenset("b"), 0)
+        self.keeper = Keeper(memory.Sites({"b": self.storage}), "b", lambda: me, self.lost.append, lambda: None)
+        self.keeper.start()
+
+    def take(self, place: tuple[str, str], *names: str) -> None:
+        for name in names:
+            self.storage.places[place].documents[name] = (1, "")
+            assert self.keeper.take(place, name) is None
+
+    def locked(self, place: tuple[str, str], name: str) -> bool:
+        held = self.storage.places[place].claims.get((name, EDGE))
+        return held is not None and held.expires > self.storage.clock()
+
+    def during(self, seconds: float) -> Iterator[None]:
+        """Again and again; what is too old is given up, as the manager sees to."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.keeper.forget()
+            yield
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def site(faults: Faults) -> Iterator[Site]:
+    made = Site()
+    yield made
+    faults.mended.set()
+    made.keeper.close()
+
+
+def test_a_pool_that_does_not_answer_silences_no_other(site: Site, faults: Faults) -> None:
+    site.keeper.watch_over({WELL, ILL})
+    until(lambda: site.keeper.hears(WELL) and site.keeper.hears(ILL), "both lists are read")
+    site.take(WELL, "well")
+    site.take(ILL, "ill")
+    faults.lists, faults.objects = {ILL}, {"ill"}
+    for _ in site.during(5):
+        assert site.keeper.answers()
+        assert site.keeper.hears(WELL)
+        assert site.keeper.holds("well")
+        assert site.locked(WELL, "well")
+        if not site.locked(ILL, "ill"):
+            assert not site.keeper.holds("ill"), "it counted as held when others could take it"
+    assert site.lost == ["ill"]
+    assert not site.keeper.hears(ILL)
+    assert site.keeper.peers(ILL) == ()
+    assert [peer.manager for peer in site.keeper.peers(WELL)] == ["me"]
+    faults.mended.set()
+    until(lambda: site.keeper.hears(ILL), "it answers again")
+    assert site.keeper.take(ILL, "ill") is None
+
+
+def test_a_document_that_does_not_answer_loses_its_lock_only(site: Site, faults: Faults) -> None:
+    site.keeper.watch_over({WELL})
+    until(lambda: site.keeper.hears(WELL), "the list is read")
+    names = [f"n{number}" for number in range(20)]
+    site.take(WELL, *names)
+    faults.objects = {"n0", "n7"}
+    for _ in site.during(5):
+        assert site.keeper.answers()
+        assert site.keeper.hears(WELL)
+        for name in names:
+            assert site.locked(WELL, name) or not site.keeper.holds(name)
+    assert sorted(site.lost) == ["n0", "n7"]
+
+
+def test_many_edges_on_a_long_link_are_kept(site: Site, faults: Faults) -> None:
+    """One after another they would take longer than the site may be silent for."""
+    site.keeper.watch_over({WELL})
+    until(lambda: site.keeper.hears(WELL), "the list is read")
+    site.take(WELL, *[f"n{number}" for number in range(100)])
+    faults.seconds = 0.04
+    for _ in site.during(5):
+        assert site.keeper.answers()
+        assert site.keeper.hears(WELL)
+    assert not site.lost
+
+
+def test_who_answers_slowly_is_not_given_a_rest_as_well(site: Site, faults: Faults) -> None:
+    site.keeper.watch_over({WELL})
+    until(lambda: site.keeper.hears(WELL), "the list is read")
+    site.take(WELL, "slow")
+    faults.seconds = 0.8
+    for _ in site.during(5):
+        assert site.keeper.answers()
+        assert site.keeper.hears(WELL)
+    assert not site.lost
+
+
+def test_lists_are_fresh_when_all_that_answer_were_read_anew(site: Site, faults: Faults) -> None:
+    """By them edges are given away: locks that answer tell nothing of who has how many."""
+    site.keeper.watch_over({WELL, ILL})
+    until(lambda: site.keeper.hears(WELL) and site.keeper.hears(ILL), "both lists are read")
+    site.take(WELL, "well")
+    faults.lists = {ILL}
+    time.sleep(0.2)
+    asked = time.monotonic()
+    site.keeper.look()
+    until(lambda: site.keeper._listed[WELL] > asked, "the one was read anew")
+    assert site.keeper.answered < asked, "the other may say otherwise than it did"
+    until(lambda: not site.keeper.hears(ILL), "it tells nothing any more")
+    assert asked <= site.keeper.answered < time.monotonic()
+
+
+@pytest.fixture
+def grove() -> Iterator[Grove]:
+    made = Grove()
+    made.add("m", "root", Kind.MIRROR, "b")
+    made.add("ill", "root", Kind.MIRROR, "b")
+    yield made
+    made.close()
+
+
+def test_nobody_asks_for_locks_where_the_list_does_not_answer(grove: Grove, faults: Faults) -> None:
+    """They would not answer either, and keep those waiting that do."""
+    running = grove.run(poll=60.0)
+    until(lambda: len(running.held()) == 3, "it has all")
+    unit = next(u for u in running.manager.units.values() if u.ref.name == "ill")
+    keep = running.manager._keepers["b"]
+    faults.lists = {unit.place}
+    until(lambda: not keep.hears(unit.place), "the list is silent", 10)
+    assert keep.answers()
+    assert running.held() == {"root", "m", "ill"}, "locks that are renewed are kept"
+    lock = keep.lock(object_name(unit.ref.node_id))
+    assert lock
+    faults.asked.clear()
+    running.manager._lock_lost(lock.object)
+    keep.drop(lock)
+    time.sleep(2.5)
+    assert not faults.asked
+    faults.mended.set()
+    until(lambda: "ill" in running.held(), "it is taken", 10)
