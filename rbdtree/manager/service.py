@@ -32,6 +32,9 @@ from rbdtree.ports import Reporter, Silent, Sites
 _OTHERS_TURN = 2 * spread.MOMENT_SECONDS
 _KEPT_SECONDS = 600.0
 _ASK_SECONDS = 1.0
+_MUTE_SECONDS = 30.0
+"""Until a lock is asked for again that was not answered for: each such question keeps a thread waiting."""
+_LOCKS = 8
 _PERSON_SECONDS = 2.0
 """Between two looks at what waits for a person, however often the documents are written."""
 
@@ -110,8 +113,8 @@ class Manager:
         self._watches = Watches(sites, self._notified)
         self._keepers = {site: Keeper(sites, site, self.peer, self._lock_lost, self.kick) for site in sites.names()}
         self._silent = set(self._keepers)
-        self._locks = {site: ThreadPoolExecutor(1, thread_name_prefix=f"locks-{site}") for site in self._keepers}
-        """Where locks are asked for and given back: a site that does not answer must not stop the others' edges."""
+        self._locks = {site: ThreadPoolExecutor(_LOCKS, thread_name_prefix=f"locks-{site}") for site in self._keepers}
+        """Where locks are asked for and given back: a site or a document that does not answer must stop no others."""
         self._workers = ThreadPoolExecutor(wish.jobs, thread_name_prefix="cycle")
         self._roots = ThreadPoolExecutor(wish.jobs, thread_name_prefix="root")
         self._weighed = 0.0
@@ -355,8 +358,11 @@ class Manager:
         for unit in self.units.values():
             keeper = self._keepers[unit.ref.site]
             if not (keeper.answers() and keeper.hears(unit.place)):
+                # Asked for when these answer, and then at once.
+                unit.mute_until = 0.0
                 continue
-            if unit.held or unit.taking or unit.running or now < max(unit.free_since, unit.given + _OTHERS_TURN):
+            soonest = max(unit.free_since, unit.given + _OTHERS_TURN, unit.mute_until)
+            if unit.held or unit.taking or unit.running or now < soonest:
                 continue
             mine, free = replace(me, load=hoped), now - unit.free_since
             if not spread.takes(mine, keeper.peers(unit.place), unit.edge, unit.needs, free):
@@ -421,6 +427,8 @@ class Manager:
         unit.taking, unit.holder = False, holder or ""
         if error:
             self._listener.problem(error)
+            if isinstance(error, errors.Unreachable):
+                unit.mute_until = now + _MUTE_SECONDS
             unit.free_since = now + 5.0
         elif holder is not None or not self._keepers[unit.ref.site].holds(object_name(unit.ref.node_id)):
             # Asked again when its holder may have gone; a notification comes sooner.

@@ -25,6 +25,8 @@ class Unit:
     """Its lock is being asked for."""
     free_since: float = 0.0
     tried: float = 0.0
+    mute_until: float = 0.0
+    """Its lock was asked for in vain: not again before, whatever is heard of others."""
     holder: str = ""
     """The manager that had it when its lock was asked for last."""
     given: float = 0.0

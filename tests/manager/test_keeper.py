@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rbdtree import errors, memory
-from rbdtree.manager import keeper
+from rbdtree.manager import keeper, service
 from rbdtree.manager.keeper import Keeper
 from rbdtree.manager.spread import Peer
 from rbdtree.model.document import Kind, object_name
@@ -191,6 +191,50 @@ def grove() -> Iterator[Grove]:
     made.close()
 
 
+def test_a_manager_goes_on_beside_a_document_that_does_not_answer(grove: Grove, faults: Faults) -> None:
+    running = grove.run(poll=60.0)
+    until(lambda: len(running.held()) == 3, "it has all")
+    faults.objects = {object_name(grove.document("ill").ref.node_id)}
+    until(lambda: ("ill", "lost") in running.heard.edges, "that lock is lost", 10)
+    grove.add("late", "root", Kind.MIRROR, "b")
+    until(lambda: "late" in running.held(), "the lock on another at the same site is taken meanwhile", 10)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(lambda: grove.document("m").newest and grove.document("late").newest, "these are brought on")
+    assert running.held() == {"root", "m", "late"}
+    assert [edge for edge in running.heard.edges if edge[1] != "taken"] == [("ill", "lost")]
+    faults.mended.set()
+    until(grove.level, "and that in the end")
+
+
+def test_a_lock_that_was_asked_for_in_vain_is_left_for_a_while(
+    grove: Grove, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often its parent's document is written; and not when there is an answer again."""
+    monkeypatch.setattr(service, "_MUTE_SECONDS", 6.0)
+    ill = object_name(grove.document("ill").ref.node_id)
+    take = Keeper.take
+
+    def silent(self: Keeper, place: tuple[str, str], name: str) -> str | None:
+        if name == ill:
+            faults.asked.append("in vain")
+            if not faults.mended.is_set():
+                raise errors.Unreachable("no answer in time")
+        return take(self, place, name)
+
+    monkeypatch.setattr(Keeper, "take", silent)
+    running = grove.run(poll=60.0)
+    until(lambda: running.held() == {"root", "m"}, "it has the others")
+    until(lambda: "in vain" in faults.asked, "it asked for that")
+    for number in range(12):
+        grove.write(number * 4096, b"one" * 1000)
+        grove.cut()
+        time.sleep(0.4)
+    assert faults.asked.count("in vain") == 1
+    faults.mended.set()
+    until(lambda: "ill" in running.held(), "it is asked for again", 10)
+
+
 def test_nobody_asks_for_locks_where_the_list_does_not_answer(grove: Grove, faults: Faults) -> None:
     """They would not answer either, and keep those waiting that do."""
     running = grove.run(poll=60.0)
@@ -206,7 +250,8 @@ def test_nobody_asks_for_locks_where_the_list_does_not_answer(grove: Grove, faul
     faults.asked.clear()
     running.manager._lock_lost(lock.object)
     keep.drop(lock)
+    unit.mute_until = time.monotonic() + 60
     time.sleep(2.5)
     assert not faults.asked
     faults.mended.set()
-    until(lambda: "ill" in running.held(), "it is taken", 10)
+    until(lambda: "ill" in running.held(), "it is taken at once, though it had been asked for in vain", 10)
