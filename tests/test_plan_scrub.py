@@ -23,8 +23,8 @@ NOW = 1e9
         # Half is done after half of the time; after a fifth of it; after almost all of it; too late.
         (Scrub(512 * MIB, NOW - 0.45 * DAY), GIB, DAY, None, 4 * MIB, 0.9 * DAY / 256),
         (Scrub(512 * MIB, NOW - 0.18 * DAY), GIB, DAY, None, 4 * MIB, 0.72 * DAY / 128),
-        (Scrub(512 * MIB, NOW - 0.89 * DAY), GIB, DAY, None, 4 * MIB, 0.01 * DAY / 128),
-        (Scrub(512 * MIB, NOW - 3 * DAY), GIB, DAY, None, 4 * MIB, 0),
+        (Scrub(512 * MIB, NOW - 0.89 * DAY), GIB, DAY, None, 4 * MIB, DAY / 256 / 10),
+        (Scrub(512 * MIB, NOW - 3 * DAY), GIB, DAY, None, 4 * MIB, DAY / 256 / 10),
         # The last piece.
         (Scrub(GIB - MIB, NOW - 0.8 * DAY), GIB, DAY, None, MIB, 0.1 * DAY),
         # The volume shrank.
@@ -34,7 +34,7 @@ NOW = 1e9
         # A limit, of one that is in time and of one that is not.
         (Scrub(), GIB, DAY, MIB, 4 * MIB, 0.9 * DAY / 256),
         (Scrub(), GIB, DAY, 4096, 4 * MIB, 1024),
-        (Scrub(512 * MIB, NOW - 3 * DAY), GIB, DAY, MIB, 4 * MIB, 4),
+        (Scrub(512 * MIB, NOW - 3 * DAY), GIB, DAY, 1 << 16, 4 * MIB, 64),
         # A pass that is over tells nothing of the next one.
         (Scrub(0, NOW - 3 * DAY, NOW - DAY), GIB, DAY, None, 4 * MIB, 0.9 * DAY / 256),
     ],
@@ -61,7 +61,7 @@ def passes(size: int, wanted: float, rate: int | None, took: float, lost: dict[i
 
 
 @pytest.mark.parametrize("size", [MIB, 8 * MIB, 100 * MIB + 1, 10 * GIB])
-@pytest.mark.parametrize("lost", [{}, {1: 0.4 * DAY}, dict.fromkeys(range(0, 6000, 20), 600.0)])
+@pytest.mark.parametrize("lost", [{}, {1: 0.4 * DAY}, dict.fromkeys(range(0, 6000, 20), 500.0)])
 def test_a_pass_ends_in_time(size: int, lost: dict[int, float]) -> None:
     taken = passes(size, DAY, None, 1.0, lost)
     assert max(taken) < DAY
