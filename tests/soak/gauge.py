@@ -50,9 +50,10 @@ class Gauge:
         early, late = self._parts()
         rss = [statistics.median(seen.rss_bytes for seen in part) for part in (early, late)]
         assert rss[1] < 1.2 * rss[0] + (8 << 20), f"memory grew from {rss[0] / 2**20:.0f} to {rss[1] / 2**20:.0f} MiB"
-        for what in ("threads", "sockets"):
+        # A pool of threads grows when one of them waits, to so many a site, and keeps them.
+        for what, more in (("threads", 16), ("sockets", 2)):
             least = [min(getattr(seen, what) for seen in part) for part in (early, late)]
-            assert least[1] <= least[0] + 2, f"{what} grew from {least[0]} to {least[1]}"
+            assert least[1] <= least[0] + more, f"{what} grew from {least[0]} to {least[1]}"
 
     def summary(self) -> dict[str, Any]:
         """Early and late."""
