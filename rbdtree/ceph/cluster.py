@@ -119,25 +119,30 @@ class Cluster:
     def pool(self, name: str, namespace: str = "") -> Pool:
         with self._guard:
             found = self._pools.get((name, namespace))
-            if found:
-                return found
-            try:
-                with translated(f"open pool {self.site}:{name}"):
-                    ioctx = self._rados.open_ioctx(name)
-                    if namespace and not rbd.RBD().namespace_exists(ioctx, namespace):
-                        raise errors.NotFound(
-                            f"site {self.site} has no namespace {name}/{namespace}",
-                            f"Make it with 'rbd namespace create {name}/{namespace}'.",
-                        )
-                    ioctx.set_namespace(namespace)
-            except errors.NotFound as error:
-                if error.hint:
-                    raise
-                raise errors.NotFound(
-                    f"site {self.site} has no pool {name!r}", f"It has: {', '.join(self.pools()) or 'none'}."
-                ) from error
-            pool = self._pools[name, namespace] = Pool(self, name, namespace, ioctx)
-            return pool
+        if found:
+            return found
+        try:
+            with translated(f"open pool {self.site}:{name}"):
+                ioctx = self._rados.open_ioctx(name)
+                # Asks an OSD, which may not answer: other pools are not to wait for that.
+                if namespace and not rbd.RBD().namespace_exists(ioctx, namespace):
+                    raise errors.NotFound(
+                        f"site {self.site} has no namespace {name}/{namespace}",
+                        f"Make it with 'rbd namespace create {name}/{namespace}'.",
+                    )
+                ioctx.set_namespace(namespace)
+        except errors.NotFound as error:
+            if error.hint:
+                raise
+            raise errors.NotFound(
+                f"site {self.site} has no pool {name!r}", f"It has: {', '.join(self.pools()) or 'none'}."
+            ) from error
+        pool = Pool(self, name, namespace, ioctx)
+        with self._guard:
+            first = self._pools.setdefault((name, namespace), pool)
+        if first is not pool:
+            pool.close()
+        return first
 
     def pools(self) -> list[str]:
         """Names of the pools that are for RBD, or for nothing in particular."""
