@@ -236,9 +236,15 @@ class CloneEdge:
                 made = None
         if made is None:
             made = self.upstream.pool.clone(above.image_id, snapshot, pool, self._beside)
-        marks.mark_image(pool, made, self.document)
-        if self.document.branch:
-            branches.seal_base(pool, made, push_snapshot_name(self.document.tree_id, 0), self.document.branch.uplink)
+        try:
+            marks.mark_image(pool, made, self.document)
+            if self.document.branch:
+                sealed = push_snapshot_name(self.document.tree_id, 0)
+                branches.seal_base(pool, made, sealed, self.document.branch.uplink)
+        except errors.NotFound:
+            # What a predecessor had asked for, to remove it, was done only now.
+            pool.remove_entry(marks.image_entry(made))
+            raise
         self._update(lambda d: replace(d, intent=d.intent and replace(d.intent, image_id=made)))
 
     def _swap(self) -> None:

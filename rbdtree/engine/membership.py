@@ -216,6 +216,10 @@ def sweep_left(sites: Sites, name: NodeName) -> bool:
 
 
 def _unregister(node: Node) -> None:
+    # One of an image that a frozen worker, or an OSD after its death, removed beside us may be left.
+    for key, owner in node.pool.entries().items():
+        if owner == node.node_id and key.startswith(marks.image_entry("")):
+            node.pool.remove_entry(key)
     node.remove()
     node.pool.remove_entry(marks.node_entry(node.node_id))
     node.pool.notify(DIRECTORY)

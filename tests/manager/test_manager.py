@@ -14,6 +14,7 @@ import pytest
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine import claim, forest, scrub
+from rbdtree.engine.clone import beside
 from rbdtree.engine.loss import Window
 from rbdtree.engine.sync import Sync
 from rbdtree.manager import keeper, service, uplinks
@@ -145,6 +146,32 @@ def test_an_uplink_that_waits_for_a_person_hears_that_one_acted(grove: Grove, mo
     told = Push(document.ref.node_id, "leaf", 1, document.newest_position, PushState.PUBLISHED, 0.0)
     grove.node("leaf").update(lambda d: replace(d, pushes=(told,)))
     until(lambda: grove.document("leaf").trouble is None, "it goes on", 10)
+
+
+def test_a_clone_that_goes_while_it_is_made_leaves_no_mark(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predecessor's removal came late."""
+    seal = branches.seal_base
+    gone: list[str] = []
+
+    def late(pool: memory.Pool, image_id: str, *words: Any) -> None:
+        if not gone:
+            gone.append(image_id)
+            pool.trash(image_id, beside(grove.document("c")), 0)
+            pool.purge(image_id)
+        seal(pool, image_id, *words)
+
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    grove.run(poll=0.5)
+    until(grove.level, "everybody has the first generation")
+    branches.ensure(grove.sites, grove.node("c"), branches.SNAPSHOT, None)
+    monkeypatch.setattr(branches, "seal_base", late)
+    grove.write(4096, b"two" * 1000)
+    grove.cut()
+    until(lambda: gone and grove.level() and not grove.document("c").intent, "everybody has the second one")
+    pool, document = grove.node("c").pool, grove.document("c")
+    mine = {key for key, owner in pool.entries().items() if owner == document.ref.node_id and key.startswith("image.")}
+    assert mine == {f"image.{document.image_id}"}
 
 
 def test_edges_are_spread_and_taken_over(grove: Grove) -> None:

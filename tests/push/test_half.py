@@ -117,6 +117,20 @@ def test_a_branch_of_an_older_generation(tree: Volume, last: str) -> None:
     tree.at_rest(trash=True)
 
 
+@pytest.mark.parametrize("name", ["m", "k"])
+@pytest.mark.parametrize("how", ["remove", "detach"])
+def test_a_node_that_leaves_takes_every_mark_with_it(tree: Volume, name: str, how: str) -> None:
+    """Also that of an image which somebody removed beside its worker."""
+    node = tree.node(name)
+    node.pool.add_entry(marks.image_entry("gone"), node.node_id)
+    node.pool.add_entry(marks.image_entry("another's"), "another")
+    for below in (n for n, d in tree.documents().items() if d.parent and d.parent.node_id == node.node_id):
+        tree.cli("remove", f"{TREE}/{below}")
+    tree.cli(how, f"{TREE}/{name}")
+    assert marks.image_entry("gone") not in node.pool.entries()
+    assert node.pool.entries()[marks.image_entry("another's")] == "another"
+
+
 def test_the_next_clone_without_its_parent(tree: Volume) -> None:
     newer(tree)
     create(tree, "a", beside(tree.document("k")))
