@@ -18,7 +18,19 @@ import xxhash
 from rbdtree import errors
 from rbdtree.model.document import DIRECTORY
 from rbdtree.model.extent import Extents
-from rbdtree.ports import WORK, Ancestor, ClaimInfo, ImageEntry, Journal, Layout, ReadDone, Snapshot, Span, WriteDone
+from rbdtree.ports import (
+    NO_CLONE,
+    WORK,
+    Ancestor,
+    ClaimInfo,
+    ImageEntry,
+    Journal,
+    Layout,
+    ReadDone,
+    Snapshot,
+    Span,
+    WriteDone,
+)
 from rbdtree.ports import Pool as PoolPort
 
 Objects = dict[int, bytes]
@@ -423,6 +435,8 @@ class Pool:
         with self.storage.guard:
             self._alive()
             over = Image(self, self._volume(image_id), snapshot, True)
+            if not over.size():
+                raise errors.Unsupported(f"{image_id}@{snapshot}: {NO_CLONE[0]}", NO_CLONE[1])
             clone = into.create_image(name, over.size(), over.layout, None)
             volume = into.place.images[name]
             found = next(s for s in self._volume(image_id).snapshots if s.entry.name == snapshot)

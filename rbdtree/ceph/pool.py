@@ -17,7 +17,7 @@ from rbdtree.ceph.journal import Journal
 from rbdtree.ceph.translate import translated
 from rbdtree.ceph.watch import Watch
 from rbdtree.model.document import DIRECTORY
-from rbdtree.ports import MANAGERS, WORK, ClaimInfo, ImageEntry, Layout
+from rbdtree.ports import MANAGERS, NO_CLONE, WORK, ClaimInfo, ImageEntry, Layout
 from rbdtree.ports import Pool as PoolPort
 
 if TYPE_CHECKING:
@@ -198,8 +198,10 @@ class Pool:
         if not isinstance(into, Pool):
             raise errors.Bug("a clone into a pool of another kind")
         with translated(f"clone {self.path}/{image_id}@{snapshot} to {into.path}/{name}"):
-            with rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image:
-                parent = image.get_name()
+            with rbd.Image(self.ioctx, snapshot=snapshot, image_id=image_id, read_only=True) as image:
+                parent, size = image.get_name(), image.size()
+            if not size:
+                raise errors.Unsupported(f"{self.path}/{parent}@{snapshot}: {NO_CLONE[0]}", NO_CLONE[1])
             make = partial(self._rbd.clone, self.ioctx, parent, snapshot, into.ioctx, name, features=_FEATURES)
             into._making(name, make)
         return into._named(name)

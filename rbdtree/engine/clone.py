@@ -18,7 +18,7 @@ from rbdtree.model.position import Position, parse_snapshot_name, push_snapshot_
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import ImageGone
 from rbdtree.plan.edge import CloneState, Pending
-from rbdtree.ports import Image, Pool, Reporter, Sites
+from rbdtree.ports import NO_CLONE, Image, Pool, Reporter, Sites
 
 
 def beside(document: NodeDocument) -> str:
@@ -201,6 +201,8 @@ class CloneEdge:
         if self.document.branch and (gone := branches.reserve(self._sites, self.child, target)):
             raise errors.Changed(f"generation {target} left {gone} before a branch could stand on it")
         generation = self.upstream.read().generation(target)
+        if generation and not generation.size_bytes:
+            raise errors.Unsupported(f"{self.name} cannot have generation {target}: {NO_CLONE[0]}", NO_CLONE[1])
         intent = Intent(
             target=target,
             since=since,

@@ -32,6 +32,15 @@ def test_a_clone_shows_its_snapshot_and_owns_nothing(world: World) -> None:
     assert clone.ancestor() == Ancestor(pool.name, pool.namespace, image.image_id, "s", image.size())
 
 
+def test_there_is_no_clone_of_0_bytes(world: World) -> None:
+    image = world.image()
+    image.resize(0)
+    image.create_snapshot("s")
+    with pytest.raises(errors.Unsupported, match="0 bytes"):
+        world.pool.clone(image.image_id, "s", world.pool, "c")
+    assert world.pool.image_id("c") is None
+
+
 def test_a_clone_may_live_in_another_namespace(world: World) -> None:
     image = parent(world)
     made = world.pool.clone(image.image_id, "s", world.aside, "c")

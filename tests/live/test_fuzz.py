@@ -85,7 +85,8 @@ class Fuzz:
             image.remove_snap(self.users.pop(self.chosen.randrange(len(self.users))))
 
     def resize(self, image: Any) -> None:
-        size = self.chosen.randrange(LARGEST)
+        # There is no clone of 0 bytes.
+        size = self.chosen.randrange(MIB, LARGEST)
         image.resize(size - size % self.chosen.choice([1, 512, MIB]))
 
     def sync(self) -> None:

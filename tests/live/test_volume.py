@@ -1,5 +1,6 @@
 """What a volume may be and what may happen to it: sizes, holes, layouts, features, encryption, a busy root."""
 
+import errno
 import random
 import threading
 from typing import Any
@@ -96,6 +97,28 @@ def test_a_shrink_and_grow_that_only_generations_saw(world: World) -> None:
 
 
 @pytest.mark.release
+def test_a_volume_of_0_bytes(world: World) -> None:
+    """It travels to mirrors; RBD makes no clone of it, so a clone stays where it is until there is something again."""
+    world.init(size=8 * MIB)
+    world.add("m", "root", "mirror", "b")
+    world.add("k", "m", "clone", "b")
+    world.write("root", {0: noise(MIB, 1)})
+    world.sync("", "--cut")
+    with world.image("root") as image:
+        image.resize(0)
+    done = world.sync("", "--cut", code=errno.EOPNOTSUPP)
+    assert "no clone of 0 bytes" in done.err
+    found = world.documents()
+    assert found["m"].newest_position == found["root"].newest_position
+    assert found["k"].newest_position.sequence == 1
+    assert not found["k"].intent
+    with world.image("root") as image:
+        image.resize(4 * MIB)
+    world.write("root", {0: noise(MIB, 2)})
+    world.sync("", "--cut")
+    world.check(current=True)
+
+
 def test_holes_stay_holes(world: World) -> None:
     _adopt(world)
     with world.image("root") as image:
