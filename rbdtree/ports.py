@@ -225,7 +225,7 @@ class Pool(Protocol):
         """By id, never by name: a name may be another image tomorrow. ``NotFound`` when it is gone."""
 
     def clone(self, image_id: str, snapshot: str, into: "Pool", name: str) -> str:
-        """A copy-on-write child of the snapshot, with its metadata; its id. ``Unsupported`` of a snapshot of 0 bytes."""
+        """A copy-on-write child of the snapshot, with its metadata; its id. ``Unsupported`` of one of 0 bytes."""
 
     def clear_half_made(self, name: str) -> str | None:
         """Removes what is left of an image of this name that has no header, as its maker or remover leaves it who dies
