@@ -215,7 +215,8 @@ class Trees(RuleBasedStateMachine):
             elif kind == "zero":
                 self.zero(offset, length)
             elif kind == "resize":
-                self.resize(offset)
+                # There is no clone of 0 bytes.
+                self.resize(offset or 4096)
             else:
                 self.snapshot_of_the_host()
 
