@@ -21,6 +21,10 @@ class Seen(NamedTuple):
     sockets: int
 
 
+LONG = 2400.0
+"""Seconds before threads and sockets tell anything: those of a fenced connection stay for ten minutes and more."""
+
+
 class Gauge:
     """Looks at one manager. Threads and sockets come and go with what it does, so of a time their least counts."""
 
@@ -50,6 +54,8 @@ class Gauge:
         early, late = self._parts()
         rss = [statistics.median(seen.rss_bytes for seen in part) for part in (early, late)]
         assert rss[1] < 1.2 * rss[0] + (8 << 20), f"memory grew from {rss[0] / 2**20:.0f} to {rss[1] / 2**20:.0f} MiB"
+        if self._seen[-1].seconds < LONG:
+            return
         # A pool of threads grows when one of them waits, to so many a site, and keeps them.
         for what, more in (("threads", 16), ("sockets", 2)):
             least = [min(getattr(seen, what) for seen in part) for part in (early, late)]
