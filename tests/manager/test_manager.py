@@ -81,21 +81,28 @@ def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
     assert len(grove.document("root").generations) == 1
 
 
-def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept in its document once a failure, and gone when an uplink goes on."""
-    works = threading.Event()
+def uplinked(monkeypatch: pytest.MonkeyPatch, failure: errors.Error) -> tuple[threading.Event, list[float]]:
+    """Uplinks fail of this until the event is set; when each was tried."""
+    works, tries = threading.Event(), list[float]()
 
     class Uplinked:
         def __init__(self, *_: Any, show: Callable[[Window], None], **more: Any) -> None:
             self.show, self.stop = show, threading.Event()
 
         def run(self) -> None:
+            tries.append(time.monotonic())
             if not works.is_set():
-                raise errors.NoSpace("the pool is full")
+                raise failure
             self.show(Window(0, 0, 0.0, None))
             self.stop.wait()
 
     monkeypatch.setattr(uplinks, "Uplink", Uplinked)
+    return works, tries
+
+
+def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept in its document once a failure, and gone when an uplink goes on."""
+    works, _ = uplinked(monkeypatch, errors.NoSpace("the pool is full"))
     grove.write(0, b"one" * 1000)
     grove.cut()
     grove.run(poll=0.2)
@@ -115,21 +122,7 @@ def test_what_an_uplink_fails_of_is_its_nodes_trouble(grove: Grove, monkeypatch:
 
 
 def test_an_uplink_that_waits_for_a_person_hears_that_one_acted(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[bool] = []
-    resolved = threading.Event()
-
-    class Uplinked:
-        def __init__(self, *_: Any, show: Callable[[Window], None], **more: Any) -> None:
-            self.show, self.stop = show, threading.Event()
-
-        def run(self) -> None:
-            tries.append(resolved.is_set())
-            if not resolved.is_set():
-                raise errors.Conflict("somebody else wrote there")
-            self.show(Window(0, 0, 0.0, None))
-            self.stop.wait()
-
-    monkeypatch.setattr(uplinks, "Uplink", Uplinked)
+    resolved, tries = uplinked(monkeypatch, errors.Conflict("somebody else wrote there"))
     monkeypatch.setattr(uplinks, "_PERSON_SECONDS", 0.2)
     grove.write(0, b"one" * 1000)
     grove.cut()

@@ -10,6 +10,8 @@ from soak.stage import Manager
 EVERY = 5.0
 ENOUGH = 60
 """Looks, before anything is concluded: five minutes."""
+LONG = 2400.0
+"""Seconds before threads and sockets tell anything: those of a fenced connection stay for ten minutes and more."""
 
 
 class Seen(NamedTuple):
@@ -19,10 +21,6 @@ class Seen(NamedTuple):
     rss_bytes: int
     threads: int
     sockets: int
-
-
-LONG = 2400.0
-"""Seconds before threads and sockets tell anything: those of a fenced connection stay for ten minutes and more."""
 
 
 class Gauge:
