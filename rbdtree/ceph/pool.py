@@ -85,9 +85,8 @@ class Pool:
             return [ImageEntry(entry["id"], entry["name"]) for entry in self._rbd.list2(self.ioctx)]
 
     def image_id(self, name: str) -> str | None:
-        # Read where RBD keeps it, not asked of an open image: librbd 16 tears memory when an image is closed the moment
-        # it was opened (ImageState locks itself once more after it has told that the image is open). And from the
-        # directory, which a rename changes at once; rbd_id.NAME of before stays when it dies in the middle.
+        # Read where RBD keeps it, not asked of an open image, which takes a dozen round trips. And from the directory,
+        # which a rename changes at once; rbd_id.NAME of before stays when it dies in the middle.
         return self._in_directory(f"name_{name}")
 
     def _in_directory(self, key: str) -> str | None:
@@ -197,13 +196,19 @@ class Pool:
     def clone(self, image_id: str, snapshot: str, into: PoolPort, name: str) -> str:
         if not isinstance(into, Pool):
             raise errors.Bug("a clone into a pool of another kind")
+        # Its name from the directory, as in image_id(): to open an image takes a dozen round trips.
+        parent = self._in_directory(f"id_{image_id}")
+        if parent is None:
+            raise errors.NotFound(f"image {self.path}/{image_id} is gone, or in the trash")
         with translated(f"clone {self.path}/{image_id}@{snapshot} to {into.path}/{name}"):
-            with rbd.Image(self.ioctx, snapshot=snapshot, image_id=image_id, read_only=True) as image:
-                parent, size = image.get_name(), image.size()
-            if not size:
-                raise errors.Unsupported(f"{self.path}/{parent}@{snapshot}: {NO_CLONE[0]}", NO_CLONE[1])
             make = partial(self._rbd.clone, self.ioctx, parent, snapshot, into.ioctx, name, features=_FEATURES)
-            into._making(name, make)
+            try:
+                into._making(name, make)
+            except rbd.InvalidArgument:
+                with rbd.Image(self.ioctx, snapshot=snapshot, image_id=image_id, read_only=True) as image:
+                    if image.size():
+                        raise
+                raise errors.Unsupported(f"{self.path}/{parent}@{snapshot}: {NO_CLONE[0]}", NO_CLONE[1]) from None
         return into._named(name)
 
     def rename(self, name: str, new: str) -> None:
