@@ -10,6 +10,7 @@ With xdist each worker has its own of all of these. A test that takes any must b
 it is skipped, and says why.
 """
 
+import faulthandler
 import importlib
 import itertools
 import json
@@ -32,6 +33,9 @@ NAMES = ("a", "b", "c")
 SCRIPTS = Path(__file__).parents[1] / "ceph-dev"
 VARIABLE = "RBDTREE_TEST_CLUSTERS"
 _numbers = itertools.count(1)
+_GRACE = 120
+"""Seconds after its time-out in which a test may still end: with what it started, and as it likes."""
+_stderr = -1
 
 # Commands under test inherit that Ctrl-C is ignored, as it is for what a shell has put into the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -50,6 +54,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=30.0,
         help="how long all tests marked 'sweep' together go on (30); 0: until they have killed at every call",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Here nothing is captured yet."""
+    global _stderr  # noqa: PLW0603
+    _stderr = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that hangs in a library, where no signal reaches Python, ends its process; xdist starts another."""
+    marker = item.get_closest_marker("timeout")
+    limit = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=_stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def ceph_dev(script: str, *arguments: object, seconds: float = 90) -> str:
