@@ -267,6 +267,7 @@ def _push_text(outcome: pushing.PushOutcome) -> str:
 
 
 def run_uplink(session: Session) -> int:
+    from rbdtree.engine.pace import Paces
     from rbdtree.engine.uplink import Uplink
 
     given = session.options
@@ -281,6 +282,7 @@ def run_uplink(session: Session) -> int:
         max_unpushed=limit,
         shared=given.shared,
         show=lambda window: _show_window(session, window),
+        paces=Paces(),
     )
     failed: list[BaseException] = []
 

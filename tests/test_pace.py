@@ -1,21 +1,23 @@
-"""Limits of bandwidth over ``rbdtree.memory``: by time of day, and among siblings that need the same delta."""
+"""Limits of bandwidth over ``rbdtree.memory``: by time of day, among siblings with the same delta, and of pushes."""
 
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from manager.forest import Grove, until
 
-from rbdtree import memory
+from rbdtree import errors, memory
+from rbdtree.engine import branch as branches
 from rbdtree.engine import copy as copying
 from rbdtree.engine import desk as desks
-from rbdtree.engine.copy import Pace
+from rbdtree.engine import pace as pacing
+from rbdtree.engine import parcel, push
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.edge import EdgeRun, Outcome
-from rbdtree.manager.cycle import Cycles
-from rbdtree.manager.unit import Unit
+from rbdtree.engine.pace import Pace, Paces
 from rbdtree.model.document import Kind
 from rbdtree.model.schedule import Bandwidth
 from rbdtree.ports import Silent
@@ -55,7 +57,7 @@ def test_a_limit_begins_in_the_middle_of_a_copy_and_slows_no_sibling(monkeypatch
 
     def bring(name: str) -> None:
         bandwidth = Bandwidth.parse(windows.get(name, ""))
-        run = EdgeRun(grove.sites, Silent(), stop, pace=Pace(lambda: bandwidth, lambda: at(hours[0])))
+        run = EdgeRun(grove.sites, Silent(), stop, pace=Pace(bandwidth, lambda: at(hours[0])))
         done[name] = run.run(grove.node(name), Kind.MIRROR, desk)
 
     threads = [threading.Thread(target=bring, args=(name,), daemon=True) for name in ("m1", "m2", "m3")]
@@ -71,17 +73,91 @@ def test_a_limit_begins_in_the_middle_of_a_copy_and_slows_no_sibling(monkeypatch
     assert grove.level()
 
 
-def test_a_node_that_is_met_again_has_the_limit_of_now() -> None:
+def test_all_that_moves_along_an_edge_shares_the_limit_of_now() -> None:
     grove = Grove()
     grove.add("m", "root", Kind.MIRROR, "b")
-    cycles = Cycles(grove.sites, Silent(), threading.Event(), "manager")
-
-    def met() -> Unit:
-        found = grove.document("m")
-        return Unit(found.ref, found)
-
-    first = met()
-    assert not cycles._pace(first).limited
-    assert cycles._pace(first) is cycles._pace(first)
+    paces = Paces()
+    first = paces.of(grove.document("m"))
+    assert not first.limited
     grove.policy("m", bandwidth="1M")
-    assert cycles._pace(met()).limited
+    assert paces.of(grove.document("m")) is first
+    assert first.limited
+    assert paces.of(grove.document("root")) is not first
+
+
+class Clock:
+    """Goes on whenever somebody looks at it, and when one that is slowed sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(pacing, "time", SimpleNamespace(time=time.time, localtime=time.localtime, sleep=self.sleep))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def look(self) -> float:
+        self.now += 0.01
+        return self.now
+
+    def paces(self, grove: Grove, name: str) -> Paces:
+        """With this clock for the edge to ``name``."""
+        document, paces = grove.document(name), Paces()
+        paces._known[document.edge] = Pace(Bandwidth(), clock=self.look)
+        return paces
+
+
+@pytest.fixture
+def limited() -> Grove:
+    """A mirror with a branch, and 1 MiB a second between it and the root."""
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.cut()
+    EdgeRun(grove.sites, Silent(), threading.Event()).run(
+        grove.node("m"), Kind.MIRROR, Desk(1, Silent(), threading.Event(), copying.Window(copying.WINDOW))
+    )
+    branches.ensure(grove.sites, grove.node("m"), branches.SNAPSHOT, None)
+    grove.policy("m", bandwidth="1M")
+    return grove
+
+
+def staged(grove: Grove, offset: int, length: int) -> None:
+    """A push of that much."""
+    branch = grove.document("m").branch
+    assert branch
+    image = grove.sites.cluster("b").pool("p").open(branch.image_id, read_only=False)
+    image.submit_write(offset, b"x" * length, lambda error: None)
+    image.close()
+    push.stage(grove.sites, grove.node("m"))
+
+
+@pytest.mark.parametrize("limit", [parcel.LIMIT, 0], ids=["packed", "copied"])
+def test_pushes_keep_to_the_limit(limited: Grove, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is paid for by whatever comes after it along the edge."""
+    monkeypatch.setattr(parcel, "LIMIT", limit)
+    monkeypatch.setattr(copying, "_WAIT", 0.001)
+    clock = Clock(monkeypatch)
+    paces = clock.paces(limited, "m")
+    for offset in (0, 2 * MIB, 4 * MIB):
+        staged(limited, offset, 2 * MIB)
+        push.forward(limited.sites, limited.node("m"), Silent(), paces=paces)
+    assert len(limited.document("root").pushes) == 3
+    assert 104.0 <= clock.now < 105.0
+    assert paces.of(limited.document("m")).delay() > 1.0
+
+
+def test_who_stops_need_not_wait_for_a_slow_push(limited: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    paces = clock.paces(limited, "m")
+
+    def stop() -> None:
+        if clock.now > 101.0:
+            raise errors.Interrupted("stopped")
+
+    staged(limited, 0, 2 * MIB)
+    push.forward(limited.sites, limited.node("m"), Silent(), paces=paces, check=stop)
+    staged(limited, 2 * MIB, 2 * MIB)
+    with pytest.raises(errors.Interrupted):
+        push.forward(limited.sites, limited.node("m"), Silent(), paces=paces, check=stop)
+    assert len(limited.document("root").pushes) == 1
+    push.forward(limited.sites, limited.node("m"), Silent())
+    assert len(limited.document("root").pushes) == 2

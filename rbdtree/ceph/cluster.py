@@ -31,9 +31,9 @@ _OPTIONS = {
     # In flight we bound bytes ourselves; the default of 1024 operations is less than a window of small ones.
     "objecter_inflight_ops": "24576",
     "objecter_inflight_op_bytes": str(512 << 20),
-    # librbd tells that an image is open before it has let go of it (ImageState::complete_action_unlock), most of all at
-    # a snapshot: closed at once, its memory is torn. Of 13,000 opened and closed by three threads two processes died, of
-    # 32,000 none with one thread, where what is told runs after what told it.
+    # librbd 16 tells that an image is open before it has let go of it (ImageState::complete_action_unlock), most of all
+    # at a snapshot: closed at once, its memory is torn. 13,000 times done by four processes, two of them died; 32,000
+    # times with one thread, where what is told runs after what told it, none.
     "librados_thread_count": "1",
 }
 

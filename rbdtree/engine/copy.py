@@ -10,7 +10,6 @@ which all have, and what a restart begins from.
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,9 @@ from functools import partial
 import xxhash
 
 from rbdtree import errors
+from rbdtree.engine.pace import Pace
 from rbdtree.engine.zeroes import differing, runs
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.model.schedule import Bandwidth
 from rbdtree.ports import Image, Source
 
 CHUNK = 4 << 20
@@ -56,43 +55,6 @@ class Window:
     def give(self, count: int) -> None:
         with self._guard:
             self._used -= count
-
-
-class Pace:
-    """Bytes a second that copies together may read from their source; ``bandwidth`` is asked anew each time.
-
-    ``now``: seconds since 1970, by which its windows begin and end."""
-
-    def __init__(
-        self,
-        bandwidth: Callable[[], Bandwidth],
-        now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._bandwidth = bandwidth
-        self._now = now
-        self._clock = clock
-        self._guard = threading.Lock()
-        self._paid = 0.0
-
-    @property
-    def limited(self) -> bool:
-        """At any time: a copy that begins without a limit may come into one."""
-        return self._bandwidth().limited
-
-    def _rate(self) -> int | None:
-        now = self._now()
-        return self._bandwidth().at(now, time.localtime(now).tm_gmtoff)
-
-    def delay(self) -> float:
-        """Seconds until what was read is paid for."""
-        return max(0.0, self._paid - self._clock()) if self._rate() is not None else 0.0
-
-    def spend(self, count: int) -> None:
-        rate = self._rate()
-        if rate:
-            with self._guard:
-                self._paid = max(self._paid, self._clock()) + count / rate
 
 
 @dataclass

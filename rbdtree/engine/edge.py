@@ -10,10 +10,10 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine import ends, push, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
-from rbdtree.engine.copy import Pace
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.mirror import CopyRequest, MirrorEdge
 from rbdtree.engine.node import Node
+from rbdtree.engine.pace import Pace
 from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.plan import step as steps
 from rbdtree.plan.conflict import Conflict

@@ -13,8 +13,9 @@ from functools import partial
 from rbdtree import errors
 from rbdtree.engine import delta, ends, pushed, relay, sample, zeroing
 from rbdtree.engine.claim import Claim, worker_name
-from rbdtree.engine.copy import Pace, Target
+from rbdtree.engine.copy import Target
 from rbdtree.engine.node import Node, cluster_of
+from rbdtree.engine.pace import Pace
 from rbdtree.model import portion as portions
 from rbdtree.model.document import Intent, NodeDocument, PushState
 from rbdtree.model.extent import NOTHING, Extents, Pair

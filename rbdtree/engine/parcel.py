@@ -68,6 +68,11 @@ class Parcel:
     def close(self) -> None:
         return
 
+    @property
+    def data_bytes(self) -> int:
+        """What it carries; zeroes are only told of."""
+        return sum(len(piece.data) for piece in self.known if piece.data is not None)
+
     def packed(self) -> bytes:
         """As it is kept; equal parcels are equal bytes."""
         known = [number for offset, length, data in self.known for number in (offset, length, data is None)]

@@ -5,6 +5,7 @@ push is published once.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from rbdtree.engine import delta, ends, extents, landing, marks, parcel, portion
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.copy import Copy, Target, Window
 from rbdtree.engine.node import Node, cluster_of
+from rbdtree.engine.pace import Pace, Paces
 from rbdtree.engine.parcel import Parcel
 from rbdtree.model.document import Evidence, Kind, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import Extents
@@ -146,10 +148,43 @@ def _seal(node: Node, push: Push, claim: Claim) -> NodeDocument:
     return node.update(change, claim.cookie)
 
 
-def forward(sites: Sites, node: Node, reporter: Reporter, leases: tuple[Lease, ...] | None = None) -> int:
+@dataclass(frozen=True)
+class _Going:
+    """One edge that pushes go up, and what they may."""
+
+    node: Node
+    claim: Claim
+    reporter: Reporter
+    pace: Pace | None
+    stop: Callable[[], None] | None
+
+    def check(self) -> None:
+        self.claim.check()
+        if self.stop and self.pace and self.pace.limited:
+            self.stop()
+
+    def wait(self) -> None:
+        if self.pace:
+            self.pace.wait(self.check)
+
+    def spend(self, count: int) -> None:
+        if self.pace:
+            self.pace.spend(count)
+
+
+def forward(
+    sites: Sites,
+    node: Node,
+    reporter: Reporter,
+    leases: tuple[Lease, ...] | None = None,
+    *,
+    paces: Paces | None = None,
+    check: Callable[[], None] | None = None,
+) -> int:
     """Copies every push staged at this node into its parent; bytes sent. Nothing at the root.
 
-    ``leases``: as the root has them, when it can be asked; otherwise what the parent was last told counts.
+    ``leases``: as the root has them, when it can be asked; otherwise what the parent was last told counts. ``paces``:
+    how fast the edges may go; as fast as they can without. ``check`` raises what ends their waiting for that.
     """
     sent = 0
     if not any(p.state is PushState.STAGED for p in node.read().pushes):
@@ -159,22 +194,22 @@ def forward(sites: Sites, node: Node, reporter: Reporter, leases: tuple[Lease, .
         if document.parent is None:
             return 0
         parent = Node.at(sites, document.parent)
+        going = _Going(node, claim, reporter, paces.of(document) if paces else None, check)
         for push in document.pushes:
             if push.state is PushState.STAGED:
-                sent += _forward_one(sites, node, document, parent, push, claim, reporter, leases)
+                sent += _forward_one(sites, going, document, parent, push, leases)
     return sent
 
 
 def _forward_one(
     sites: Sites,
-    node: Node,
+    going: _Going,
     document: NodeDocument,
     parent: Node,
     push: Push,
-    claim: Claim,
-    reporter: Reporter,
     leases: tuple[Lease, ...] | None,
 ) -> int:
+    node, claim = going.node, going.claim
     above = parent.read()
     sent = 0
     if above.push(push.push_id) is None and not above.has_landed(push.owner, push.number):
@@ -188,14 +223,15 @@ def _forward_one(
                 refused = replace(push, state=PushState.CONFLICT, evidence=evidence)
                 node.update(lambda d: d.with_push(refused), claim.cookie)
                 return 0
-            reporter.step(node.name, f"push {push.number} to {above.name}, {wanted.total} bytes")
+            going.reporter.step(node.name, f"push {push.number} to {above.name}, {wanted.total} bytes")
             sectors = extents.whole_sectors(wanted, source.size())
-            if isinstance(source, Parcel):
-                staged = _send(parent, push, source)
-            elif sectors.total <= parcel.LIMIT:
-                staged = _send(parent, push, parcel.of_source(source, sectors, wanted))
+            if isinstance(source, Parcel) or sectors.total <= parcel.LIMIT:
+                going.wait()
+                packed = source if isinstance(source, Parcel) else parcel.of_source(source, sectors, wanted)
+                going.spend(packed.data_bytes)
+                staged = _send(parent, push, packed)
             else:
-                staged = _copy(sites, node, parent, above, push, source, wanted, claim, reporter)
+                staged = _copy(sites, going, parent, above, push, source, wanted)
         claim.check()
         parent.update(lambda d: d if d.push(push.push_id) else d.with_push(staged))
         sent = wanted.total
@@ -220,14 +256,12 @@ def _strange(document: NodeDocument, push: Push, wanted: Extents) -> tuple[Evide
 
 def _copy(
     sites: Sites,
-    node: Node,
+    going: _Going,
     parent: Node,
     above: NodeDocument,
     push: Push,
     source: Image,
     wanted: Extents,
-    claim: Claim,
-    reporter: Reporter,
 ) -> Push:
     """Into an image at the parent, sealed by a snapshot."""
     name = tidy.staging_name(above, push.owner, push.number)
@@ -241,31 +275,30 @@ def _copy(
         around = extents.whole_sectors(wanted, head.size()).subtract(wanted)
         if not few and not ends.whole(parent.pool, head, since):
             # What lies around the push is no part of it: there already, when it begins.
-            _fill(node, source, head, around, claim)
-            _tell_apart(node, push, source, head, wanted, claim)
+            _fill(going, source, head, around)
+            _tell_apart(going, push, source, head, wanted)
             ends.seal(parent.pool, head, since)
         if not ends.whole(parent.pool, head, push.snapshot):
-            _fill(node, source, head, wanted.union(around) if few else wanted, claim, reporter)
-            claim.check()
+            _fill(going, source, head, wanted.union(around) if few else wanted, going.reporter)
+            going.claim.check()
             ends.seal(parent.pool, head, push.snapshot)
     finally:
         head.close()
     return replace(push, state=PushState.STAGED, image_id=image_id, staging=name, since=since, extents=few, evidence=())
 
 
-def _fill(
-    node: Node, source: Source, head: Image, wanted: Extents, claim: Claim, reporter: Reporter | None = None
-) -> None:
+def _fill(going: _Going, source: Source, head: Image, wanted: Extents, reporter: Reporter | None = None) -> None:
     """Zeroes where nothing was written need not be."""
-    told = reporter or Silent()
-    target = Target(node.name, head, delta.coarse(head, None, None))
+    told, name = reporter or Silent(), going.node.name
+    target = Target(name, head, delta.coarse(head, None, None))
     Copy(
         source,
         [target],
         [list(wanted)],
-        check=claim.check,
-        progress=lambda c: told.copying(node.name, c.passed_bytes, c.total_bytes),
+        check=going.check,
+        progress=lambda c: told.copying(name, c.passed_bytes, c.total_bytes),
         window=Window(landing.WINDOW),
+        pace=going.pace,
     ).run()
     if target.failed:
         raise target.failed
@@ -281,7 +314,7 @@ def _take_over(sites: Sites, above: NodeDocument, head: Image) -> None:
         cluster.fence(str(address))
 
 
-def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Extents, claim: Claim) -> None:
+def _tell_apart(going: _Going, push: Push, source: Image, head: Image, wanted: Extents) -> None:
     """What the push changes must differ between the two snapshots upstream too.
 
     It would not where it pushes zeroes."""
@@ -290,9 +323,9 @@ def _tell_apart(node: Node, push: Push, source: Image, head: Image, wanted: Exte
     same = wanted.subtract(known)
     if not same:
         return
-    older = node.pool.open(push.image_id, push.since)
+    older = going.node.pool.open(push.image_id, push.since)
     try:
-        _fill(node, older, head, same, claim)
+        _fill(going, older, head, same)
     finally:
         older.close()
 
@@ -372,8 +405,18 @@ def push(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) 
     return outcome
 
 
-def carry(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False) -> PushOutcome:
-    """What is staged at the node, all the way up as far as this host reaches, and the verdict back."""
+def carry(
+    sites: Sites,
+    node: Node,
+    reporter: Reporter,
+    *,
+    shared: bool = False,
+    paces: Paces | None = None,
+    check: Callable[[], None] | None = None,
+) -> PushOutcome:
+    """What is staged at the node, all the way up as far as this host reaches, and the verdict back.
+
+    ``paces`` and ``check`` as in ``forward``."""
     document = node.read()
     outcome = PushOutcome(document.full_name)
     under_way = {p.push_id for p in branches.own_pushes(document)}
@@ -383,7 +426,7 @@ def carry(sites: Sites, node: Node, reporter: Reporter, *, shared: bool = False)
     leases = top.leases if top.kind is Kind.ROOT else None
     try:
         for hop in chain[:-1]:
-            outcome.sent_bytes += forward(sites, hop, reporter, leases)
+            outcome.sent_bytes += forward(sites, hop, reporter, leases, paces=paces, check=check)
         if top.kind is Kind.ROOT:
             publish.land(chain[-1], reporter, shared=shared)
     except errors.Unreachable as error:

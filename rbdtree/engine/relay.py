@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from rbdtree import errors
 from rbdtree.engine import delta
-from rbdtree.engine.copy import Copied, Copy, Pace, Target
+from rbdtree.engine.copy import Copied, Copy, Target
 from rbdtree.engine.node import Node
+from rbdtree.engine.pace import Pace
 from rbdtree.model.document import Intent, Kind, NodeDocument
 from rbdtree.model.extent import Extents
 from rbdtree.model.portion import WHOLE, Portion, clip

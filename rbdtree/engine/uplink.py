@@ -22,6 +22,7 @@ from rbdtree.engine.doubt import covered
 from rbdtree.engine.loss import Teller, Window
 from rbdtree.engine.milestone import Milestones
 from rbdtree.engine.node import Node
+from rbdtree.engine.pace import Paces
 from rbdtree.engine.session import SHUT_SECONDS, Again, Session, positions
 from rbdtree.engine.stage import base, stage
 from rbdtree.engine.tail import JournalGap, Tail
@@ -46,7 +47,7 @@ class Uplink:
     """One run. ``run`` returns when stopped, and raises what a person must see to.
 
     ``join``: a push, which ends where it stands now (``join.join``, not ``run()``); where the way up is shut it gives
-    up.
+    up. ``paces``: the limits of the edges above; none without.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Uplink:
         shared: bool = False,
         join: bool = False,
         show: Callable[[Window], None] | None = None,
+        paces: Paces | None = None,
     ) -> None:
         self.session = Session(sites, node, reporter, join=join)
         self.stop = self.session.stop
-        self.way = Way(self.session, shared=shared)
+        self.way = Way(self.session, shared=shared, paces=paces)
         self.milestones = Milestones(self.session, self.way)
         self._teller = Teller(node, self.way, show)
         self._node = node

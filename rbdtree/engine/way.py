@@ -7,6 +7,7 @@ from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine import push as pushes
 from rbdtree.engine import tidy
+from rbdtree.engine.pace import Paces
 from rbdtree.engine.session import SHUT_SECONDS, Session
 from rbdtree.model.document import NodeDocument, PushState
 from rbdtree.model.journal_client import Commit
@@ -22,14 +23,22 @@ _KEPT = 8
 class Way:
     """``published`` are the generations that this run made; ``shut`` says why nothing goes up."""
 
-    def __init__(self, session: Session, *, shared: bool) -> None:
+    def __init__(self, session: Session, *, shared: bool, paces: Paces | None = None) -> None:
         self.published: list[Position] = []
         self.shut = ""
         self._session = session
         self._shared = shared
+        self._paces = paces
         self._above = True
         """Whether some push may be neither published nor refused."""
         self._carried_at = 0.0
+
+    def _check(self) -> None:
+        """While it waits for its turn on a slow edge."""
+        if self._session.stop.is_set():
+            raise errors.Interrupted(
+                "stopped while the edge has no bandwidth left", "What is staged goes up with the next run."
+            )
 
     def carry(self) -> NodeDocument:
         """Until the parent has what is staged here; raises a conflict."""
@@ -37,7 +46,14 @@ class Way:
         said = ""
         while True:
             try:
-                outcome = pushes.carry(self._session.sites, node, reporter, shared=self._shared)
+                outcome = pushes.carry(
+                    self._session.sites,
+                    node,
+                    reporter,
+                    shared=self._shared,
+                    paces=self._paces,
+                    check=self._check if self._paces else None,
+                )
             except (errors.Unreachable, errors.Busy, errors.NoSpace, errors.Changed) as error:
                 if self._session.join:
                     raise

@@ -18,10 +18,10 @@ from rbdtree import errors
 from rbdtree.engine import branch as branches
 from rbdtree.engine import cut, ends, publish, push, retain, scrub
 from rbdtree.engine.claim import Claim
-from rbdtree.engine.copy import Pace
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.edge import EdgeRun, Outcome, after
 from rbdtree.engine.node import Node
+from rbdtree.engine.pace import Paces
 from rbdtree.manager import answer, glance
 from rbdtree.manager.unit import Unit
 from rbdtree.model.document import Child, Kind, NodeDocument, PushState, Scrub, Trouble
@@ -90,6 +90,7 @@ class Cycles:
         expiry_seconds: float = 0,
         clock: Callable[[], float] = time.time,
         frozen: "Frozen | None" = None,
+        paces: Paces | None = None,
     ) -> None:
         self._sites = sites
         self._frozen = frozen or (lambda _: nullcontext([]))
@@ -98,6 +99,7 @@ class Cycles:
         self._manager = manager
         self._expiry_seconds = expiry_seconds
         self._clock = clock
+        self._paces = paces or Paces(clock)
 
     def run(self, unit: Unit, desk: Desk, *, whole: bool) -> Cycle:
         """Raises nothing. The desk was entered for this unit if it is a mirror, and is left in the end."""
@@ -191,7 +193,7 @@ class Cycles:
     ) -> list[tuple[str, Callable[[], None]]]:
         return [
             ("take", lambda: self._take(unit, node)),
-            ("carry", lambda: self._carry(node, cycle)),
+            ("carry", lambda: self._carry(unit, node, cycle)),
             ("sync", lambda: self._sync(unit, node, cycle, entered, whole)),
         ]
 
@@ -208,10 +210,16 @@ class Cycles:
         push.stage(self._sites, node)
         unit.pushed = time.monotonic()
 
-    def _carry(self, node: Node, cycle: Cycle) -> None:
+    def _carry(self, unit: Unit, node: Node, cycle: Cycle) -> None:
+        def check() -> None:
+            if self._stop.is_set():
+                raise errors.Interrupted("the manager was stopped", "What is staged goes up when one runs again.")
+            if unit.leave.is_set():
+                raise errors.Fenced(f"the edge to {unit.name} is to be another manager's")
+
         document = node.read()
         if glance.staged(document):
-            cycle.sent_bytes += push.forward(self._sites, node, self._reporter)
+            cycle.sent_bytes += push.forward(self._sites, node, self._reporter, paces=self._paces, check=check)
             document = node.read()
         if any(p.state is PushState.SENT for p in document.pushes):
             push.hear(self._sites, node)
@@ -233,18 +241,13 @@ class Cycles:
             expiry_seconds=self._expiry_seconds,
             leave=unit.leave,
             relay=relays,
-            pace=self._pace(unit),
+            pace=self._paces.of(unit.document),
         )
         entered.handed_on = True
         cycle.edge = run.run(node, document.kind, entered.desk)
         unit.document = node.read()
         if cycle.edge.error:
             raise cycle.edge.error
-
-    def _pace(self, unit: Unit) -> Pace:
-        if unit.pace is None:
-            unit.pace = Pace(lambda: unit.policy.bandwidth, self._clock)
-        return unit.pace
 
     def _parent(self, document: NodeDocument) -> Node:
         if document.parent is None:

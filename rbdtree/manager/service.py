@@ -20,6 +20,7 @@ from rbdtree.engine import copy as copying
 from rbdtree.engine.claim import worker_name
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.forest import Forest, Member, look
+from rbdtree.engine.pace import Paces
 from rbdtree.manager import answer, notify, spread
 from rbdtree.manager.cycle import Cycle, Cycles, Frozen
 from rbdtree.manager.keeper import LEASE_SECONDS, Keeper, Place
@@ -106,10 +107,17 @@ class Manager:
         self._site_of: dict[str, str] = {}
         self._window = copying.Window(copying.WINDOW)
         self._desks: dict[str, Desk] = {}
+        self._paces = Paces()
         self._cycles = Cycles(
-            sites, self._reporter, self._hurry, self.name, expiry_seconds=wish.expiry_seconds, frozen=frozen
+            sites,
+            self._reporter,
+            self._hurry,
+            self.name,
+            expiry_seconds=wish.expiry_seconds,
+            frozen=frozen,
+            paces=self._paces,
         )
-        self.uplinks = Uplinks(sites, self._reporter, self._uplink_failed)
+        self.uplinks = Uplinks(sites, self._reporter, self._uplink_failed, paces=self._paces)
         self._watches = Watches(sites, self._notified)
         self._keepers = {site: Keeper(sites, site, self.peer, self._lock_lost, self.kick) for site in sites.names()}
         self._silent = set(self._keepers)
@@ -261,6 +269,9 @@ class Manager:
         known = set(self.units)
         found = [m for tree in forest.trees for m in tree.members.values() if m.document]
         self.documents = {m.ref.node_id: m.document for m in found if m.document}
+        for document in self.documents.values():
+            # What is under way goes on with the limit of now.
+            self._paces.of(document)
         wanted = {m.ref.node_id: m for m in found if self._wanted(m)}
         for node_id, member in wanted.items():
             self._meet(node_id, member, now)

@@ -3,7 +3,6 @@
 import threading
 from dataclasses import dataclass, field
 
-from rbdtree.engine.copy import Pace
 from rbdtree.engine.desk import Desk
 from rbdtree.manager.keeper import Place
 from rbdtree.manager.watches import Listened
@@ -16,7 +15,7 @@ from rbdtree.plan.retain import Stock
 class Unit:
     """Times are of the monotonic clock, but for ``ticked``. The dispatcher's thread alone changes it, except for what a
     cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``, ``retained``, ``retain_looked``,
-    ``trouble``, ``pace``."""
+    ``trouble``."""
 
     ref: NodeRef
     document: NodeDocument
@@ -54,7 +53,6 @@ class Unit:
     """When a person was called for; whatever happens to the documents then may be what that person did."""
     leave: threading.Event = field(default_factory=threading.Event)
     desk: Desk | None = None
-    pace: Pace | None = None
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine.claim import is_dead
 from rbdtree.engine.loss import Window
 from rbdtree.engine.node import Node
+from rbdtree.engine.pace import Paces
 from rbdtree.engine.uplink import Uplink
 from rbdtree.manager import answer
 from rbdtree.manager.unit import Unit
@@ -52,8 +53,10 @@ class Uplinks:
         reporter: Reporter,
         failed: Callable[[Unit, errors.Error | None], None],
         interval: float = 1.0,
+        paces: Paces | None = None,
     ) -> None:
         self._sites = sites
+        self._paces = paces or Paces()
         self._reporter = reporter
         self._failed = failed
         self._interval = interval
@@ -135,7 +138,7 @@ class Uplinks:
 
         node = Node.at(self._sites, run.unit.ref)
         node.name = run.unit.name
-        run.uplink = Uplink(self._sites, node, self._reporter, interval=self._interval, show=show)
+        run.uplink = Uplink(self._sites, node, self._reporter, interval=self._interval, show=show, paces=self._paces)
         if run.end.is_set():
             return
         run.uplink.run()
