@@ -2,7 +2,7 @@
 
     root    publish what was pushed, cut by the schedule, push its own branch
     others  take the branch's changes, carry pushes up, hear of them, bring the node on
-    all     retention, scrub, tell the parent
+    all     retention, scrub, how much the branch holds, tell the parent
 
 A part that fails keeps the others from nothing; the first error is the cycle's. What there is to do is decided anew by
 every part from what it reads, so a cycle may end anywhere and be run again, here or elsewhere.
@@ -11,7 +11,7 @@ every part from what it reads, so a cycle may end anywhere and be run again, her
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 from rbdtree import errors
@@ -35,6 +35,8 @@ _RETAIN_IDLE_SECONDS = 600.0
 """and this often when nothing has: time alone makes a child slow."""
 _SCRUB_AGAIN_SECONDS = 10.0
 """After a scrub that compared nothing, as while a delta is half applied."""
+_WEIGH_SECONDS = 60.0
+"""Between two looks at how much a branch holds."""
 _SKEW_SECONDS = 60.0
 
 
@@ -113,6 +115,7 @@ class Cycles:
             parts = self._root(unit, node, cycle) if unit.is_root else self._edge(unit, node, cycle, entered, whole)
             parts.append(("retain", lambda: self._retain(unit, node, cycle)))
             parts.append(("scrub", lambda: self._scrub(unit, node, cycle)))
+            parts.append(("weigh", lambda: self._weigh(unit, node)))
             for name, part in parts:
                 self._part(cycle, name, part)
                 if cycle.error and answer.answer(cycle.error) is answer.Answer.STOP:
@@ -271,6 +274,17 @@ class Cycles:
         cycle.removed, cycle.let_go, cycle.skewed = len(found.removed), tuple(found.resyncs), found.skewed
         for name in found.resyncs:
             self._reporter.note(name, "needs a resync: what it stood on was let go")
+
+    def _weigh(self, unit: Unit, node: Node) -> None:
+        """What its branch holds and has not pushed; a journal's uplink tells that by itself."""
+        branch, now = unit.document.branch, time.monotonic()
+        if branch is None or branch.uplink != branches.SNAPSHOT or not branch.image_id:
+            unit.unpublished_bytes = None
+        elif not unit.weighed or now >= unit.weighed + _WEIGH_SECONDS:
+            unit.weighed = now
+            # It may be moving on, or gone: those who need it say so.
+            with suppress(errors.Error):
+                unit.unpublished_bytes = branches.weigh(node, branch)
 
     def _scrub(self, unit: Unit, node: Node, cycle: Cycle) -> None:
         policy = unit.policy

@@ -18,7 +18,7 @@ from rbdtree.manager.service import Listener, Manager
 from rbdtree.manager.unit import Unit
 from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
-from rbdtree.plan.health import may_stay, unscrubbed_since
+from rbdtree.plan.health import may_stay, still_seconds, unscrubbed_since
 
 _NODE = ("tree", "node")
 
@@ -158,6 +158,9 @@ class Metrics(Listener):
         troubled = family("trouble", "Failures in a row of an edge, by what a manager does about it", "kind", "answer")
         pushes = family("pushes", "Pushes at a node, by state", "state")
         copying = family("intent_bytes", "Bytes of the volume done of the delta in flight, as of the last look", "of")
+        still = family(
+            "still_seconds", "Since what is in flight got on: a delta, or at the root a cut or a push; 0: nothing is"
+        )
         for unit in units:
             document = _newest(manager, unit)
             where = [document.tree, unit.ref.name]
@@ -188,11 +191,12 @@ class Metrics(Listener):
                 troubled.add_metric([*where, unit.trouble.kind, str(kind)], unit.trouble.count)
             for state in PushState:
                 pushes.add_metric([*where, str(state)], sum(p.state is state for p in document.pushes))
+            still.add_metric(where, still_seconds(document, now))
             if document.intent:
                 copying.add_metric([*where, "done"], document.intent.done_bytes)
                 copying.add_metric([*where, "total"], document.intent.size_bytes)
         yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
-        yield from (wanted, pushes, copying, stays)
+        yield from (wanted, pushes, copying, still, stays)
 
     def _age(self, manager: Manager, unit: Unit, now: float, age: GaugeMetricFamily, met: GaugeMetricFamily) -> None:
         """Against the root or, out of its sight, the parent: what that lacks itself is not seen from here."""
@@ -260,8 +264,14 @@ def _uplinks(manager: Manager) -> Iterator[GaugeMetricFamily]:
         return GaugeMetricFamily(f"rbdtree_unpublished_{name}", text, labels=list(_NODE))
 
     records = family("records", "Journal records of a branch that are not upstream")
-    size = family("bytes", "Bytes of them: what would be lost with the branch")
-    seconds = family("seconds", "Age of the oldest of them")
+    size = family(
+        "bytes",
+        "What would be lost with a branch, at most: of its journal, or of the objects written since its last push",
+    )
+    seconds = family("seconds", "Age of the oldest record of a journal that is not upstream")
+    for unit in list(manager.units.values()):
+        if unit.held and unit.unpublished_bytes is not None:
+            size.add_metric([unit.document.tree, unit.ref.name], unit.unpublished_bytes)
     for name, window in manager.uplinks.windows().items():
         where = list(name.split("/", 1))
         records.add_metric(where, window.records)

@@ -15,7 +15,7 @@ from rbdtree.plan.retain import Stock
 class Unit:
     """Times are of the monotonic clock, but for ``ticked``. The dispatcher's thread alone changes it, except for what a
     cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``, ``retained``, ``retain_looked``,
-    ``trouble``."""
+    ``trouble``, ``weighed``, ``unpublished_bytes``."""
 
     ref: NodeRef
     document: NodeDocument
@@ -51,6 +51,9 @@ class Unit:
     """What its journal uplink failed of, until one goes on. By the uplink's thread."""
     waits_since: float = 0.0
     """When a person was called for; whatever happens to the documents then may be what that person did."""
+    weighed: float = 0.0
+    unpublished_bytes: int | None = None
+    """Of a branch that snapshots push, as it was weighed last: at most so many."""
     leave: threading.Event = field(default_factory=threading.Event)
     desk: Desk | None = None
 

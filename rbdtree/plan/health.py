@@ -252,10 +252,14 @@ def person_said(document: NodeDocument) -> bool:
     return document.trouble is not None and document.trouble.kind == "Conflict"
 
 
+def still_seconds(document: NodeDocument, now: float) -> float:
+    """For how long what is in flight has not got on: a delta; at the root a cut, or a push that becomes one."""
+    intent = document.intent
+    return max(0.0, now - max(intent.moved, intent.started)) if intent else 0.0
+
+
 def _stuck(tree: str, document: NodeDocument, now: float) -> list[Finding]:
-    """A delta, or at the root a cut or a push that becomes a generation."""
-    intent, name = document.intent, document.name
-    still = now - max(intent.moved, intent.started) if intent else 0.0
+    intent, name, still = document.intent, document.name, still_seconds(document, now)
     if intent is None or still <= STUCK_SECONDS:
         return []
     what, command = f"its delta to {intent.target}", f"sync {tree}/{name}"

@@ -14,9 +14,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from rbdtree.engine import branch as branches
+from rbdtree.engine import push
+from rbdtree.manager import cycle as cycles
 from rbdtree.manager.cycle import Cycles
 from rbdtree.manager.metrics import Metrics
-from rbdtree.model.document import Kind
+from rbdtree.model.document import Intent, Kind
+from rbdtree.model.position import Position
 
 from .forest import Grove, Running, until
 
@@ -202,6 +205,54 @@ def test_a_clone_in_use_misses_no_rpo() -> None:
     assert value(told, 'rbdtree_node_rpo_met{node="bare",tree="t"}') == 1
     assert 'rbdtree_node_rpo_seconds{node="used"' not in told
     assert 'rbdtree_node_rpo_met{node="used"' not in told
+
+
+def test_what_a_branch_holds_is_told_until_it_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole objects, as nothing is read for it."""
+    monkeypatch.setattr(cycles, "_WEIGH_SECONDS", 0.0)
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, poll=0.2)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    holds = 'rbdtree_unpublished_bytes{node="m",tree="t"}'
+    try:
+        until(lambda: grove.document("m").generations and grove.level(), "it has a generation")
+        assert holds not in text(metrics)
+        _, branch = branches.ensure(grove.sites, grove.node("m"), branches.SNAPSHOT, None)
+        until(lambda: holds in text(metrics), "it is told of")
+        assert value(text(metrics), holds) == 0
+        image = grove.sites.cluster("b").pool("p").open(branch.image_id, read_only=False)
+        image.submit_write(5 << 20, b"two" * 1000, lambda _: None)
+        image.close()
+        until(lambda: value(text(metrics), holds) == 4 << 20, "the object is told of")
+        push.stage(grove.sites, grove.node("m"))
+        until(lambda: value(text(metrics), holds) == 0, "it is on its way")
+    finally:
+        grove.close()
+
+
+def test_what_stands_still_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut whose maker died when it had just begun, and that nobody goes on with."""
+    monkeypatch.setattr(Cycles, "_cut", lambda *_: None)
+    grove = Grove()
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, poll=0.2)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    still = 'rbdtree_node_still_seconds{node="root",tree="t"}'
+    try:
+        until(lambda: still in text(metrics), "it is told of")
+        assert value(text(metrics), still) == 0
+        began = time.time() - 1000
+        intent = Intent(Position(1, 1), None, 8 << 20, began, "gone", "", moved=began)
+        grove.node("root").update(lambda d: replace(d, intent=intent))
+        until(lambda: value(text(metrics), still) >= 1000, "it stands still")
+    finally:
+        grove.close()
 
 
 def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
