@@ -66,7 +66,7 @@ def _told(session: Session) -> list[tuple[str, str]]:
     def at(site: str) -> Iterator[tuple[str, str]]:
         with suppress(Exception):
             cluster = session.sites.cluster(site)
-            for pool, namespace in cluster.places():
+            for pool, namespace in cluster.places()[0]:
                 with suppress(Exception):
                     for key, value in cluster.pool(pool, namespace).entries().items():
                         if key.startswith("node."):

@@ -666,8 +666,8 @@ class Cluster:
             raise errors.NotFound(f"site {self.site} has no pool {name!r}")
         return Pool(self, name, namespace, place)
 
-    def places(self) -> list[Place]:
-        return list(self.storage.places)
+    def places(self) -> tuple[list[Place], list[errors.Error]]:
+        return list(self.storage.places), []
 
     def address(self) -> str:
         return self._address

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rbdtree import errors
 from rbdtree.model.journal_client import Client, Commit, Header, Tag
 
 WORK = "rbdtree.claim"
@@ -330,8 +331,8 @@ class Cluster(Protocol):
     def pool(self, name: str, namespace: str = "") -> Pool:
         """``NotFound`` for an unknown pool or namespace."""
 
-    def places(self) -> list[tuple[str, str]]:
-        """(pool, namespace) pairs in which to look for trees."""
+    def places(self) -> tuple[list[tuple[str, str]], list[errors.Error]]:
+        """(pool, namespace) pairs in which to look for trees; and, of pools that do not answer, why."""
 
     def address(self) -> str:
         """Of this client, as lock owners and blocklists write it."""

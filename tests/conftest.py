@@ -115,7 +115,7 @@ class Clusters:
             found.connect(timeout=30)
         return self._admins[name]
 
-    def mon(self, name: str, **words: Any) -> Any:
+    def mon(self, name: str, /, **words: Any) -> Any:
         """A mon command, such as ``clusters.mon("a", prefix="osd dump")``; its JSON answer."""
         code, out, message = self.admin(name).mon_command(json.dumps({**words, "format": "json"}), b"")
         assert code == 0, f"{words}: {message or code}"

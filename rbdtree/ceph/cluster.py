@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,9 @@ _OPTIONS = {
     # times with one thread, where what is told runs after what told it, none.
     "librados_thread_count": "1",
 }
+
+_AT_A_TIME = 8
+"""Pools asked at a time: each takes a round trip, or a time-out."""
 
 
 @dataclass
@@ -162,17 +166,26 @@ class Cluster:
         except errors.Error:
             return False
 
-    def places(self) -> list[tuple[str, str]]:
+    def places(self) -> tuple[list[tuple[str, str]], list[errors.Error]]:
         if self._site.pools:
             split = (place.partition("/") for place in self._site.pools)
-            return [(pool, namespace) for pool, _, namespace in split]
-        found: list[tuple[str, str]] = []
-        for name in self.pools():
-            found.append((name, ""))
+            return [(pool, namespace) for pool, _, namespace in split], []
+        names = self.pools()
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="places") as threads:
+            asked = list(zip(names, threads.map(self._namespaces, names), strict=True))
+        found = [(name, space) for name, spaces in asked if not isinstance(spaces, errors.Error) for space in spaces]
+        return found, [spaces for _, spaces in asked if isinstance(spaces, errors.Error)]
+
+    def _namespaces(self, pool: str) -> list[str] | errors.Error:
+        """The unnamed one among them."""
+        try:
+            with translated(f"list namespaces of {self.site}:{pool}"):
+                return ["", *map(str, rbd.RBD().namespace_list(self.pool(pool).ioctx))]
+        except errors.Denied:
             # A key may be good for one pool only: what it cannot read holds no tree of its own.
-            with suppress(errors.Denied), translated(f"list namespaces of {self.site}:{name}"):
-                found += [(name, str(space)) for space in rbd.RBD().namespace_list(self.pool(name).ioctx)]
-        return found
+            return [""]
+        except errors.Error as error:
+            return error
 
     def address(self) -> str:
         return str(self._rados.get_addrs())

@@ -46,7 +46,9 @@ def probe(cluster: Cluster, client: str) -> SiteReport:
         report.missing.append(f"mon 'profile rbd' ({error})")
     with suppress(errors.Denied, KeyError, IndexError):
         report.caps = dict(cluster.command(prefix="auth get", entity=client)[0]["caps"])
-    report.places = [_place(cluster, pool, namespace) for pool, namespace in cluster.places()]
+    places, silent = cluster.places()
+    report.places = [_place(cluster, pool, namespace) for pool, namespace in places]
+    report.missing += [f"an answer: {error}" for error in silent]
     for place in report.places:
         if not place.read:
             report.missing.append(f"osd read in {place.name} ({place.problem})")

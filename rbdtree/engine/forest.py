@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rbdtree import errors
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Child, Kind, NodeDocument, NodeRef
 from rbdtree.model.name import NodeName
 from rbdtree.model.position import START, Position
-from rbdtree.ports import Sites
+from rbdtree.ports import Cluster, Sites
 
+_AT_A_TIME = 8
+"""Pools, then documents, asked of a site at a time: each takes a round trip, or a time-out."""
 BROKEN = (errors.Unsupported, errors.Diverged)
 """What a document that is there and cannot be used raises."""
 
@@ -180,41 +183,57 @@ def _site(sites: Sites, site: str, tree: str | None) -> _Found:
     found = _Found(site)
     try:
         cluster = sites.cluster(site)
-        places = cluster.places()
+        places, found.problems = cluster.places()
     except errors.Error as error:
         found.problems.append(error)
         return found
     denied: list[errors.Error] = []
-    for name, namespace in places:
-        try:
-            pool = cluster.pool(name, namespace)
-            entries = pool.entries()
-        except errors.Denied as error:
-            # A key may be good for some pools only: what it cannot read holds no tree of its own.
-            denied.append(error)
-            continue
-        except errors.Error as error:
-            found.problems.append(error)
-            continue
-        for node_id, told in _entries(entries, tree):
-            _read(found, Node(pool, node_id, f"{told['tree']}/{told['node']}"), told)
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix=f"look-{site}") as threads:
+        listed: list[tuple[Node, dict[str, str]]] = []
+        for nodes in threads.map(partial(_nodes, cluster, tree), places):
+            if isinstance(nodes, errors.Denied):
+                # A key may be good for some pools only: what it cannot read holds no tree of its own.
+                denied.append(nodes)
+            elif isinstance(nodes, errors.Error):
+                found.problems.append(nodes)
+            else:
+                listed += nodes
+        for (node, told), document in zip(listed, threads.map(_document, (node for node, _ in listed)), strict=True):
+            _take(found, node, told, document)
     if denied and len(denied) == len(places):
         found.problems.append(denied[0])
     return found
 
 
-def _read(found: _Found, node: Node, told: dict[str, str]) -> None:
-    """One document; a bad one keeps nobody from the others."""
+def _nodes(
+    cluster: Cluster, tree: str | None, place: tuple[str, str]
+) -> list[tuple[Node, dict[str, str]]] | errors.Error:
+    """Those of a place, by its directory, and what that tells of them."""
     try:
-        document = node.read()
-    except errors.NotFound:
+        pool = cluster.pool(*place)
+        known = _entries(pool.entries(), tree)
+        return [(Node(pool, node_id, f"{told['tree']}/{told['node']}"), told) for node_id, told in known]
+    except errors.Error as error:
+        return error
+
+
+def _document(node: Node) -> NodeDocument | errors.Error:
+    try:
+        return node.read()
+    except errors.Error as error:
+        return error
+
+
+def _take(found: _Found, node: Node, told: dict[str, str], document: NodeDocument | errors.Error) -> None:
+    """One document; a bad one keeps nobody from the others."""
+    if isinstance(document, errors.NotFound):
         # A directory entry of an add that never came to its document, or of a removal under way.
         return
-    except BROKEN as error:
-        found.broken.append((told["tree_id"], told["tree"], node.node_id, told["node"], error))
+    if isinstance(document, BROKEN):
+        found.broken.append((told["tree_id"], told["tree"], node.node_id, told["node"], document))
         return
-    except errors.Error as error:
-        found.problems.append(error)
+    if isinstance(document, errors.Error):
+        found.problems.append(document)
         return
     node.name = document.full_name
     if document.ref.site != found.site:

@@ -113,7 +113,7 @@ def _at_site(sites: Sites, site: str) -> tuple[list[Mark], list[errors.Error]]:
     places: list[tuple[str, str]] = []
     try:
         cluster = sites.cluster(site)
-        places = cluster.places()
+        places, failed = cluster.places()
     except errors.Error as error:
         failed.append(error)
     for name, namespace in places:

@@ -193,7 +193,7 @@ def _sweep_everywhere(sites: Sites, document: NodeDocument) -> None:
         # What cannot be reached is swept another time.
         with suppress(errors.Error):
             cluster = sites.cluster(site)
-            for place in cluster.places():
+            for place in cluster.places()[0]:
                 _sweep(cluster.pool(*place), document)
 
 
@@ -203,7 +203,7 @@ def sweep_left(sites: Sites, name: NodeName) -> bool:
     for site in sites.names():
         with suppress(errors.Error):
             cluster = sites.cluster(site)
-            for place in cluster.places():
+            for place in cluster.places()[0]:
                 pool = cluster.pool(*place)
                 for key, value in pool.entries().items():
                     kind, _, node_id = key.partition(".")

@@ -156,6 +156,28 @@ def test_a_cluster_that_does_not_answer(fragile: World, site: str, daemon: str) 
     _recovered(fragile)
 
 
+def test_a_pool_that_does_not_answer_hides_no_other(fragile: World) -> None:
+    """Its placement groups have no OSD to be on. Nothing says that no tree is in it, so it is asked, and told of."""
+    _pair(fragile, data=1)
+    clusters = fragile.pools.clusters
+    clusters.mon("b", prefix="osd crush add-bucket", name="nowhere", type="root")
+    clusters.mon("b", prefix="osd crush rule create-simple", name="nowhere", root="nowhere", type="host")
+    name = fragile.extra_pool("b", rule="nowhere")
+    everywhere = ("--config", clusters.config, "--timeout", 2)
+    try:
+        done = {word: fragile.cli(*everywhere, word, TREE) for word in ("status", "sync")}
+        check = fragile.cli(*everywhere, "site", "check", code=None)
+    finally:
+        fragile.drop_extra_pools()
+        clusters.mon("b", prefix="osd crush rule rm", name="nowhere")
+        clusters.mon("b", prefix="osd crush rm", name="nowhere")
+    for one in (*done.values(), check):
+        assert f"b:{name}: no answer" in one.out + one.err, one
+    assert all(one.seconds < 20 for one in (*done.values(), check)), done
+    assert "m1" in done["status"].out
+    _recovered(fragile)
+
+
 # -- space
 
 

@@ -402,14 +402,25 @@ class World:
 
     def data_pool(self, site: str) -> str:
         """One more pool at the site, gone with the test."""
-        name = f"{self.pools.name}-data"
-        self.pools.clusters.mon(site, prefix="osd pool create", pool=name, pg_num=4, pgp_num=4)
-        self._extra_pools.append((site, name))
+        name = self.extra_pool(site)
         with self.pools.clusters.admin(site).open_ioctx(name) as ioctx:
             import rbd
 
             rbd.RBD().pool_init(ioctx, True)
         return name
+
+    def extra_pool(self, site: str, **more: object) -> str:
+        """The same of which nothing is asked yet."""
+        name = f"{self.pools.name}-data"
+        self.pools.clusters.mon(site, prefix="osd pool create", pool=name, pg_num=4, pgp_num=4, **more)
+        self._extra_pools.append((site, name))
+        return name
+
+    def drop_extra_pools(self) -> None:
+        while self._extra_pools:
+            site, name = self._extra_pools.pop()
+            sure = {"yes_i_really_really_mean_it": True}
+            self.pools.clusters.mon(site, prefix="osd pool delete", pool=name, pool2=name, **sure)
 
     def close(self) -> None:
         for child in self._children:
@@ -419,8 +430,7 @@ class World:
                 child.communicate(timeout=10)
         for ioctx in self._ioctxs.values():
             ioctx.close()
-        for site, name in self._extra_pools:
-            self.pools.clusters.admin(site).delete_pool(name)
+        self.drop_extra_pools()
 
 
 def admin_socket(path: Path, prefix: str) -> Any:
