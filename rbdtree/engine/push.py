@@ -163,10 +163,6 @@ class _Going:
         if self.stop and self.pace and self.pace.limited:
             self.stop()
 
-    def wait(self) -> None:
-        if self.pace:
-            self.pace.wait(self.check)
-
     def spend(self, count: int) -> None:
         if self.pace:
             self.pace.spend(count)
@@ -187,17 +183,25 @@ def forward(
     how fast the edges may go; as fast as they can without. ``check`` raises what ends their waiting for that.
     """
     sent = 0
-    if not any(p.state is PushState.STAGED for p in node.read().pushes):
-        return 0
-    with Claim(node, "push", wait=True) as claim:
-        document = node.read()
-        if document.parent is None:
-            return 0
-        parent = Node.at(sites, document.parent)
-        going = _Going(node, claim, reporter, paces.of(document) if paces else None, check)
-        for push in document.pushes:
-            if push.state is PushState.STAGED:
-                sent += _forward_one(sites, going, document, parent, push, leases)
+    document = node.read()
+    # No more than these: what is staged meanwhile may never end.
+    due = {p.push_id for p in document.pushes if p.state is PushState.STAGED}
+    while due and document.parent is not None:
+        pace = paces.of(document) if paces else None
+        if pace:
+            # Without the claim: others have work here.
+            pace.wait(check or (lambda: None))
+        with Claim(node, "push", wait=True) as claim:
+            document = node.read()
+            due &= {p.push_id for p in document.pushes if p.state is PushState.STAGED}
+            if document.parent is None:
+                break
+            going = _Going(node, claim, reporter, pace, check)
+            for push in (p for p in document.pushes if p.push_id in due):
+                sent += _forward_one(sites, going, document, Node.at(sites, document.parent), push, leases)
+                due.discard(push.push_id)
+                if pace and pace.delay():
+                    break
     return sent
 
 
@@ -226,7 +230,6 @@ def _forward_one(
             going.reporter.step(node.name, f"push {push.number} to {above.name}, {wanted.total} bytes")
             sectors = extents.whole_sectors(wanted, source.size())
             if isinstance(source, Parcel) or sectors.total <= parcel.LIMIT:
-                going.wait()
                 packed = source if isinstance(source, Parcel) else parcel.of_source(source, sectors, wanted)
                 going.spend(packed.data_bytes)
                 staged = _send(parent, push, packed)
