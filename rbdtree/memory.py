@@ -697,6 +697,9 @@ class Sites:
     def renew(self, site: str) -> None:
         self._clusters[site] = Cluster(site, self._storages[site])
 
+    def end_retired(self) -> None:
+        return
+
 
 def protect(storage: Storage, image_id: str, name: str) -> None:
     """``rbd snap protect``"""

@@ -332,7 +332,8 @@ class Cluster(Protocol):
         """``NotFound`` for an unknown pool or namespace."""
 
     def places(self) -> tuple[list[tuple[str, str]], list[errors.Error]]:
-        """(pool, namespace) pairs in which to look for trees; and, of pools that do not answer, why."""
+        """(pool, namespace) pairs in which to look for trees; and, of pools that do not answer, why. Raises when
+        none does."""
 
     def address(self) -> str:
         """Of this client, as lock owners and blocklists write it."""
@@ -361,6 +362,9 @@ class Sites(Protocol):
         """Connects anew when next asked for: a client that was fenced is of no more use, and has a new name then.
 
         What was opened before stays open, for those who still hold it."""
+
+    def end_retired(self) -> None:
+        """Ends connections that were replaced so long ago that nobody can be waiting for an answer of theirs."""
 
 
 class Reporter(Protocol):

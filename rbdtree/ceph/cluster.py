@@ -174,7 +174,10 @@ class Cluster:
         with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="places") as threads:
             asked = list(zip(names, threads.map(self._namespaces, names), strict=True))
         found = [(name, space) for name, spaces in asked if not isinstance(spaces, errors.Error) for space in spaces]
-        return found, [spaces for _, spaces in asked if isinstance(spaces, errors.Error)]
+        silent = [spaces for _, spaces in asked if isinstance(spaces, errors.Error)]
+        if silent and not found:
+            raise silent[0]
+        return found, silent
 
     def _namespaces(self, pool: str) -> list[str] | errors.Error:
         """The unnamed one among them."""

@@ -8,7 +8,7 @@ from rbdtree import errors
 from rbdtree.ceph.cluster import Cluster
 from rbdtree.config import Site
 
-RETIRED_SECONDS = 600.0
+RETIRED_SECONDS = 300.0
 """How long somebody may still use a connection that was replaced: longer than any operation waits."""
 
 
@@ -23,6 +23,7 @@ class Sites:
         self._guards = {name: threading.Lock() for name in sites}
         self._clusters: dict[str, Cluster] = {}
         self._failed: dict[str, tuple[float, errors.Error]] = {}
+        self._retiring = threading.Lock()
         self._retired: list[tuple[float, Cluster]] = []
 
     def names(self) -> list[str]:
@@ -52,11 +53,15 @@ class Sites:
             raise failed[1]
 
     def renew(self, site: str) -> None:
-        now = time.monotonic()
         with self._guards[site]:
             gone = self._clusters.pop(site, None)
-            if gone:
-                self._retired.append((now, gone))
+        if gone:
+            with self._retiring:
+                self._retired.append((time.monotonic(), gone))
+
+    def end_retired(self) -> None:
+        now = time.monotonic()
+        with self._retiring:
             over = [cluster for when, cluster in self._retired if now - when > RETIRED_SECONDS]
             self._retired = [(when, cluster) for when, cluster in self._retired if cluster not in over]
         for cluster in over:

@@ -243,6 +243,7 @@ class Manager:
 
     def _look(self) -> None:
         try:
+            self._sites.end_retired()
             forest = look(self._sites)
             wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
             # Silent ones are listened to by the look that follows their answer.

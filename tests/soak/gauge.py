@@ -2,7 +2,9 @@
 
 import statistics
 import time
+from collections import Counter
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from soak.stage import Manager
@@ -11,7 +13,7 @@ EVERY = 5.0
 ENOUGH = 60
 """Looks, before anything is concluded: five minutes."""
 LONG = 2400.0
-"""Seconds before threads and sockets tell anything: those of a fenced connection stay for ten minutes and more."""
+"""Seconds before threads and sockets tell anything: those of a fenced connection stay for six minutes."""
 
 
 class Seen(NamedTuple):
@@ -21,6 +23,8 @@ class Seen(NamedTuple):
     rss_bytes: int
     threads: int
     sockets: int
+    kinds: "Counter[str]"
+    """Its threads by name."""
 
 
 class Gauge:
@@ -38,7 +42,8 @@ class Gauge:
             return
         with suppress(OSError):
             manager = self._manager
-            self._seen.append(Seen(now, manager.rss_bytes(), manager.threads(), manager.sockets()))
+            kinds = manager.threads()
+            self._seen.append(Seen(now, manager.rss_bytes(), kinds.total(), manager.sockets(), kinds))
 
     def _parts(self) -> tuple[list[Seen], list[Seen]]:
         """The second fifth of the time, when it is warm, and the last."""
@@ -56,13 +61,24 @@ class Gauge:
             return
         # A pool of threads grows when one of them waits, to so many a site, and keeps them.
         for what, more in (("threads", 16), ("sockets", 2)):
-            least = [min(getattr(seen, what) for seen in part) for part in (early, late)]
-            assert least[1] <= least[0] + more, f"{what} grew from {least[0]} to {least[1]}"
+            one, two = (min(part, key=attrgetter(what)) for part in (early, late))
+            grown = {name: count for name, count in (two.kinds - one.kinds).items() if count}
+            said = f"{what} grew from {getattr(one, what)} to {getattr(two, what)}; threads: {grown}; {self.course()}"
+            assert getattr(two, what) <= getattr(one, what) + more, said
+
+    def course(self) -> list[tuple[int, int, int]]:
+        """Seconds, threads and sockets at their least, ten minutes by ten minutes."""
+        found = []
+        for number in range(int(self._seen[-1].seconds // 600) + 1):
+            part = [seen for seen in self._seen if seen.seconds // 600 == number]
+            if part:
+                found.append((600 * number, min(s.threads for s in part), min(s.sockets for s in part)))
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Early and late."""
         cycles = sum(event.get("event") == "cycle" for event in self._manager.events())
-        found: dict[str, Any] = {"cycles": cycles, "looks": len(self._seen)}
+        found: dict[str, Any] = {"cycles": cycles, "looks": len(self._seen), "course": self.course()}
         if len(self._seen) >= 5:
             for name, part in zip(("early", "late"), self._parts(), strict=True):
                 found[name] = {
