@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rbdtree import errors
+from rbdtree.ceph import sites
 from rbdtree.model.document import FORMAT
 from rbdtree.model.position import snapshot_name
 
@@ -651,3 +652,19 @@ def test_a_manager_stops_while_an_osd_is_silent(fragile: World) -> None:
     assert code == 0, said
     fragile.sync()
     _recovered(fragile)
+
+
+def test_a_connection_that_was_replaced_ends_when_nobody_can_need_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = world.pools.sites()
+    old = connections.cluster("a")
+    connections.renew("a")
+    assert connections.cluster("a") is not old
+    connections.end_retired()
+    assert world.pools.name in old.pools()
+    monkeypatch.setattr(sites, "RETIRED_SECONDS", 0.0)
+    connections.end_retired()
+    with pytest.raises(errors.Error):
+        old.pools()
+    assert world.pools.name in connections.cluster("a").pools()
