@@ -191,7 +191,7 @@ class CloneEdge:
                 raise errors.Bug(f"{step} is not a step of a clone")
 
     def _update(self, change: Callable[[NodeDocument], NodeDocument]) -> None:
-        self.document = self.child.update(change, self._claim and self._claim.cookie)
+        self.document = self.child.update(change, self._claim.cookie if self._claim else None)
 
     @property
     def _beside(self) -> str:

@@ -273,7 +273,7 @@ class MirrorEdge:
         self._claim.check()
 
     def _update(self, change: Callable[[NodeDocument], NodeDocument]) -> None:
-        self.document = self.child.update(change, self._claim and self._claim.cookie)
+        self.document = self.child.update(change, self._claim.cookie if self._claim else None)
 
     def _upstream_document(self) -> NodeDocument:
         if self._above is None:

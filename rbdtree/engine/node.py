@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rbdtree import errors
 from rbdtree.model.document import NodeDocument, NodeRef, decode, encode, object_name
@@ -98,15 +98,19 @@ class Node:
         """``Exists`` when the node is there already."""
         self.pool.create_document(self.object, encode(document))
 
-    @retry(
-        retry=retry_if_exception_type(errors.Changed),
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.005, max=0.2),
-        reraise=True,
-    )
     def update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None = None) -> NodeDocument:
         """Compare-and-swap until it holds. ``change`` may be called several times and returns what it was given when
         there is nothing to change; ``claim`` is the cookie without which nothing is written (``Fenced``)."""
+        # One for each call: a decorated function's is shared by its threads, who tear its statistics (tenacity 9.2).
+        again = Retrying(
+            retry=retry_if_exception_type(errors.Changed),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.005, max=0.2),
+            reraise=True,
+        )
+        return again(self._try_update, change, claim)
+
+    def _try_update(self, change: Callable[[NodeDocument], NodeDocument], claim: str | None) -> NodeDocument:
         with _in_turn(self.pool, self.object):
             return self._update(change, claim)
 
