@@ -64,10 +64,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that hangs in a library, where no signal reaches Python, ends its process; xdist starts another."""
+    """A test that hangs in a library, where no signal reaches Python, ends its process; xdist starts another. One whose
+    time-out is 0 has none."""
     marker = item.get_closest_marker("timeout")
     limit = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
-    faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=_stderr)
+    if limit:
+        faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=_stderr)
     try:
         return (yield)
     finally:
