@@ -161,3 +161,18 @@ def test_who_stops_need_not_wait_for_a_slow_push(limited: Grove, monkeypatch: py
     assert len(limited.document("root").pushes) == 1
     push.forward(limited.sites, limited.node("m"), Silent())
     assert len(limited.document("root").pushes) == 2
+
+
+def test_what_is_owed_is_paid_by_the_limit_of_now() -> None:
+    now = [0.0]
+    pace = Pace(Bandwidth.parse("1K"), clock=lambda: now[0])
+    pace.spend(MIB)
+    assert pace.delay() == 1024.0
+    now[0] = 512.0
+    assert pace.delay() == 512.0
+    pace.bandwidth = Bandwidth.parse("1M")
+    assert pace.delay() == 0.5
+    pace.bandwidth = Bandwidth()
+    assert pace.delay() == 0.0
+    pace.bandwidth = Bandwidth.parse("1K")
+    assert pace.delay() == 0.0

@@ -27,7 +27,9 @@ class Pace:
         self._now = now
         self._clock = clock
         self._guard = threading.Lock()
-        self._paid = 0.0
+        self._owed = 0.0
+        """Bytes that were read and are not paid for, as of ``_looked``: not seconds, for the limit may change."""
+        self._looked = clock()
 
     @property
     def limited(self) -> bool:
@@ -38,15 +40,21 @@ class Pace:
         now = self._now()
         return self.bandwidth.at(now, time.localtime(now).tm_gmtoff)
 
+    def _account(self, count: int) -> float:
+        rate = self._rate()
+        with self._guard:
+            now = self._clock()
+            paid = rate * (now - self._looked) if rate else self._owed
+            self._looked = now
+            self._owed = max(0.0, self._owed - paid) + (count if rate else 0)
+            return self._owed / rate if rate else 0.0
+
     def delay(self) -> float:
-        """Seconds until what was read is paid for."""
-        return max(0.0, self._paid - self._clock()) if self._rate() is not None else 0.0
+        """Seconds until what was read is paid for, by the limit of now."""
+        return self._account(0)
 
     def spend(self, count: int) -> None:
-        rate = self._rate()
-        if rate:
-            with self._guard:
-                self._paid = max(self._paid, self._clock()) + count / rate
+        self._account(count)
 
     def wait(self, check: Callable[[], None]) -> None:
         """Until what was read is paid for. ``check`` raises what ends the waiting."""

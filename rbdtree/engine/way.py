@@ -52,7 +52,7 @@ class Way:
                     reporter,
                     shared=self._shared,
                     paces=self._paces,
-                    check=self._check if self._paces else None,
+                    check=self._check,
                 )
             except (errors.Unreachable, errors.Busy, errors.NoSpace, errors.Changed) as error:
                 if self._session.join:

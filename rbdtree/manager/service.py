@@ -243,7 +243,8 @@ class Manager:
 
     def _look(self) -> None:
         try:
-            self._sites.end_retired()
+            # On a thread of its own: to end a connection may take as long as its cluster does not answer.
+            threading.Thread(target=self._sites.end_retired, name="retire", daemon=True).start()
             forest = look(self._sites)
             wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
             # Silent ones are listened to by the look that follows their answer.

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -57,10 +58,7 @@ def told() -> Iterator[str]:
     grove.policy("root", tree=True, schedule="1s")
     grove.policy("m", scrub="1s", rpo="1h")
     grove.write(0, b"one" * 5000)
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove)
     try:
         until(lambda: grove.document("m").generations and grove.level(), "the tree is level")
         until(lambda: (s := grove.document("m").scrub) and s.finished, "a scrub has ended")
@@ -70,6 +68,15 @@ def told() -> Iterator[str]:
             yield answer.read().decode()
     finally:
         grove.close()
+
+
+def managed(grove: Grove, **wish: Any) -> Metrics:
+    """What a manager of all of it tells."""
+    metrics = Metrics()
+    running = Running(grove.storages, listener=metrics, **wish)
+    metrics.manager = running.manager
+    grove.managers.append(running)
+    return metrics
 
 
 def text(metrics: Metrics) -> str:
@@ -101,10 +108,7 @@ def test_a_scrub_that_never_begins_grows_old_and_one_that_nobody_wants_does_not(
     grove.add("m", "root", Kind.MIRROR, "b")
     grove.cut()
     grove.policy("m", scrub="1h")
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics, poll=0.2)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove, poll=0.2)
     age = 'rbdtree_node_scrub_age_seconds{node="m",tree="t"}'
     try:
         until(lambda: grove.document("m").generations and age in text(metrics), "it is told")
@@ -182,10 +186,7 @@ def test_a_clone_in_use_misses_no_rpo() -> None:
     grove.policy("root", tree=True, rpo="1s")
     grove.write(0, b"one" * 1000)
     grove.cut()
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics, poll=0.2)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove, poll=0.2)
     try:
         until(grove.level, "both have a generation")
         _, branch = branches.ensure(grove.sites, grove.node("used"), None, None)
@@ -214,10 +215,7 @@ def test_what_a_branch_holds_is_told_until_it_is_pushed(monkeypatch: pytest.Monk
     grove.add("m", "root", Kind.MIRROR, "b")
     grove.write(0, b"one" * 1000)
     grove.cut()
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics, poll=0.2)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove, poll=0.2)
     holds = 'rbdtree_unpublished_bytes{node="m",tree="t"}'
     try:
         until(lambda: grove.document("m").generations and grove.level(), "it has a generation")
@@ -239,10 +237,7 @@ def test_what_stands_still_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut whose maker died when it had just begun, and that nobody goes on with."""
     monkeypatch.setattr(Cycles, "_cut", lambda *_: None)
     grove = Grove()
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics, poll=0.2)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove, poll=0.2)
     still = 'rbdtree_node_still_seconds{node="root",tree="t"}'
     try:
         until(lambda: still in text(metrics), "it is told of")
@@ -263,10 +258,7 @@ def test_a_delta_in_flight_is_told_before_its_cycle_ends() -> None:
     for offset in (0, 4 << 20):
         grove.write(offset, b"x" * (4 << 20))
     grove.cut()
-    metrics = Metrics()
-    running = Running(grove.storages, listener=metrics)
-    metrics.manager = running.manager
-    grove.managers.append(running)
+    metrics = managed(grove)
     try:
         done = 'rbdtree_node_intent_bytes{node="m",of="done",tree="t"} 4.194304e+06'
         until(lambda: done in text(metrics), "the first object is told of")
