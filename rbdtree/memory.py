@@ -42,6 +42,8 @@ class _Change(NamedTuple):
     offset: int
     length: int
     shrink: bool
+    late: int = 0
+    """The snapshot that it went into, although it was made before: then no diff from there on has it."""
 
 
 class _Held(NamedTuple):
@@ -175,6 +177,8 @@ class Image:
             first, last = change.offset // unit, (change.offset + change.length - 1) // unit
             for number in range(first, last + 1):
                 low, high = number * unit, (number + 1) * unit
+                if change.late == start.at and not whole_object:
+                    continue
                 if not whole_object and number in start.objects:
                     low, high = max(low, change.offset), min(high, change.offset + change.length)
                 if number in self._objects or number in start.objects:
@@ -642,6 +646,9 @@ class Pool:
         for watch in watches:
             watch.tell()
 
+    def remind(self, image_id: str, *, wait: bool) -> None:
+        return
+
     def journal(self, image_id: str) -> Journal:
         raise errors.NotFound(f"image {image_id} has no journal")
 
@@ -707,6 +714,23 @@ def protect(storage: Storage, image_id: str, name: str) -> None:
         for volume in place.images.values():
             if volume.image_id == image_id:
                 next(s for s in volume.snapshots if s.entry.name == name).protected = True
+
+
+def write_late(storage: Storage, image_id: str, offset: int, data: bytes) -> None:
+    """A write, inside one object, by a host that opened the image while its newest snapshot was made, and does not know
+    of it (``engine.delta``)."""
+    for place in storage.places.values():
+        for volume in place.images.values():
+            if volume.image_id == image_id:
+                unit, newest = volume.layout.object_bytes, volume.snapshots[-1]
+                number, low = offset // unit, offset % unit
+                alone = newest.objects.get(number) is volume.objects.get(number)
+                old = volume.objects.get(number, bytes(unit))
+                volume.objects[number] = old[:low] + data + old[low + len(data) :]
+                if alone:
+                    newest.objects[number] = volume.objects[number]
+                at = next(storage.numbers)
+                volume.changes.append(_Change(at, offset, len(data), False, newest.at if alone else 0))
 
 
 def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: bytes) -> None:

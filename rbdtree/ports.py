@@ -313,6 +313,11 @@ class Pool(Protocol):
     def notify(self, name: str) -> None:
         """Wakes whoever watches; returns at once, tells of no failure: polling is the truth."""
 
+    def remind(self, image_id: str, *, wait: bool) -> None:
+        """Has whoever has the image open look at its header before the next write: librbd may have overlooked a
+        snapshot that was made while it opened the image (``engine.delta``). Tells of no failure; ``wait``: returns when
+        all have heard, or have not answered in time."""
+
     def journal(self, image_id: str) -> Journal:
         """``NotFound`` for an image without one."""
 

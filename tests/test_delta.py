@@ -140,9 +140,86 @@ def test_from_nothing_it_is_what_exists() -> None:
 
 def test_neighbouring_objects_are_asked_for_together() -> None:
     near = Extents.of((n * UNIT, UNIT) for n in range(0, 40, 2))
-    assert list(delta._runs(near, UNIT)) == [(0, 39 * UNIT)]
+    assert runs(near) == [(0, 39 * UNIT)]
     far = Extents.of([(0, 100), (100 * UNIT + 5, 10)])
-    assert list(delta._runs(far, UNIT)) == [(0, 100), (100 * UNIT, 15)]
+    assert runs(far) == [(0, 100), (100 * UNIT, 15)]
     long = Extents.of([(0, 1000 * UNIT)])
-    assert all(length <= 64 * UNIT for _, length in delta._runs(long, UNIT))
-    assert Extents.of(delta._runs(long, UNIT)) == long
+    assert all(length <= 64 * UNIT for _, length in runs(long))
+    assert Extents.of(runs(long)) == long
+    for wanted in (near, far, long):
+        assert Extents.of(part for run in delta._runs(wanted, UNIT) for part in run.parts) == wanted
+
+
+def runs(extents: Extents) -> list[tuple[int, int]]:
+    return [(run.start, run.end - run.start) for run in delta._runs(extents, UNIT)]
+
+
+def late(made: Volume, storage: memory.Storage, offset: int, data: bytes = b"late") -> None:
+    memory.write_late(storage, made.image.image_id, offset, data)
+
+
+def test_objects_that_were_written_to_late_count_whole() -> None:
+    """A host that opened the image while s1 was made does not know of it: what it writes is in s1 as well."""
+    made, storage = written()
+    late(made, storage, 3 * UNIT + 100)
+    late(made, storage, 7 * UNIT)
+    made.write(50, 1)
+    made.snapshot()
+    newer = reopened(made, "s2")
+    assert Extents.of((at, n) for at, n, _ in newer.changed("s1", 0, newer.size(), whole_object=False)).total == BLOCK
+    assert list(delta.collect(newer, "s1", "s2")) == [(3 * UNIT, UNIT), (7 * UNIT, UNIT), (50 * BLOCK, BLOCK)]
+    # Over the snapshot before it everything is exact; and of the next one it knows.
+    assert delta.collect(newer, "s0", "s2").total < 3 * UNIT
+    made.write(1, 1)
+    made.snapshot()
+    assert list(delta.collect(reopened(made, "s3"), "s2", "s3")) == [(BLOCK, BLOCK)]
+
+
+def test_late_objects_are_handed_out_apart_to_whoever_asks() -> None:
+    made, storage = written()
+    late(made, storage, 3 * UNIT + 100)
+    made.write(50, 1)
+    made.snapshot()
+    told: list[Extents] = []
+    assert list(delta.collect(reopened(made, "s2"), "s1", "s2", told.append)) == [(50 * BLOCK, BLOCK)]
+    assert [list(extents) for extents in told] == [[(3 * UNIT, UNIT)]]
+
+
+def test_a_change_beside_what_was_asked_for_makes_no_object_late() -> None:
+    made, storage = written()
+    made.write(4 * UNIT // BLOCK - 1, 1)
+    late(made, storage, 30 * UNIT + 9)
+    made.snapshot()
+    newer = reopened(made, "s2")
+    half = Extents.of([(3 * UNIT, BLOCK), (30 * UNIT + 5000, 100)])
+    assert [pair for batch in delta.exact(newer, "s1", half) for pair in batch] == [(30 * UNIT + 5000, 100)]
+
+
+def test_what_a_shrink_took_away_is_not_late() -> None:
+    made, _ = written()
+    made.resize(20)
+    made.snapshot()
+    made.resize(OBJECTS)
+    made.snapshot()
+    told: list[Extents] = []
+    delta.collect(reopened(made, "s3"), "s1", "s3", told.append)
+    assert told == []
+
+
+def written() -> tuple[Volume, memory.Storage]:
+    """Two snapshots of a volume that holds data everywhere."""
+    storage = memory.Storage("f", [("p", "")])
+    pool = memory.Sites({"a": storage}).cluster("a").pool("p")
+    image_id = pool.create_image("v", OBJECTS * UNIT, Layout(UNIT, UNIT, 1), None)
+    made = Volume(pool.open(image_id, read_only=False))
+    made.write(0, OBJECTS * UNIT // BLOCK)
+    made.snapshot()
+    made.write(100, 1)
+    made.snapshot()
+    return made, storage
+
+
+def reopened(made: Volume, snapshot: str) -> Image:
+    image = made.image
+    assert isinstance(image, memory.Image)
+    return memory.Image(image._pool, image._volume, snapshot, True)

@@ -174,6 +174,7 @@ class Image:
     def create_snapshot(self, name: str) -> Snapshot:
         with translated(f"create snapshot {name} of {self._what}"):
             self._image.create_snap(name)
+        self._pool.remind(self.image_id, wait=False)
         return next(s for s in self.snapshots() if s.name == name)
 
     def remove_snapshot(self, name: str) -> None:

@@ -384,6 +384,16 @@ class Pool:
         with suppress(errors.Error), translated(f"notify {self.path}/{name}"):
             self._notified = self.ioctx.aio_notify(name, lambda *_: None, "", _NOTIFY_MS)
 
+    def remind(self, image_id: str, *, wait: bool) -> None:
+        # A notification without content is the oldest there is, "the header has changed": librbd and the kernel read
+        # the header again before their next request. librbd 16 to 20 does not after it has begun to watch.
+        header = f"rbd_header.{image_id}"
+        if not wait:
+            self.notify(header)
+            return
+        with suppress(errors.Error), translated(f"notify {self.path}/{header}"):
+            self.ioctx.notify(header, "", _NOTIFY_MS)
+
     def journal(self, image_id: str) -> Journal:
         return Journal(self, image_id)
 

@@ -302,7 +302,7 @@ def look(node: Node, document: NodeDocument, *, briefly: bool = False) -> Branch
             try:
                 if head.size() != older.size():
                     raise _resized(document, branch, head)
-                with closing(extents.compared(head, older, delta.exact(head, branch.since, rough))) as found:
+                with closing(extents.written(head, older, branch.since, rough)) as found:
                     changed = extents.collect(islice(found, 1) if briefly else found)
             finally:
                 older.close()
@@ -397,7 +397,7 @@ def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
         with closing(pool.open(image_id, since)) as older:
             if image.size() != older.size():
                 return True
-            with closing(extents.compared(image, older, delta.exact(image, since, rough))) as found:
+            with closing(extents.written(image, older, since, rough)) as found:
                 return any(found)
     finally:
         image.close()

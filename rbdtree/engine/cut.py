@@ -103,16 +103,20 @@ class Root:
     def _settle(
         self, intent: Intent, snapshot: Snapshot, push: Push | None, changed_bytes: int | None, others: Extents | None
     ) -> Generation:
+        late = False
+        if changed_bytes is None:
+            changed_bytes, late = measure(self.node, self.document, intent)
         generation = Generation(
             position=intent.target,
             snapshot_id=snapshot.snapshot_id,
             size_bytes=snapshot.size_bytes,
             created=intent.started,
-            delta_bytes=measure(self.node, self.document, intent) if changed_bytes is None else changed_bytes,
+            delta_bytes=changed_bytes,
             author=push.owner_name if push else "",
             push=push.push_id if push else "",
             exact=others == NOTHING,
             others=others.few(_OTHERS).pairs if others else (),
+            late=late,
         )
 
         def change(d: NodeDocument) -> NodeDocument:
@@ -185,8 +189,8 @@ def cut(node: Node) -> Generation:
         return root.cut()
 
 
-def measure(node: Node, document: NodeDocument, intent: Intent) -> int | None:
-    """Bytes that changed since the generation before.
+def measure(node: Node, document: NodeDocument, intent: Intent) -> tuple[int | None, bool]:
+    """Bytes that changed since the generation before, and whether that was written to late.
 
     Whole objects when there are very many, None when it is not cheap to know."""
     until = snapshot_name(document.tree_id, intent.target)
@@ -194,15 +198,17 @@ def measure(node: Node, document: NodeDocument, intent: Intent) -> int | None:
     try:
         image = node.pool.open(document.image_id, until)
     except errors.NotFound:
-        return None
+        return None, False
     try:
         if not image.fast_diff():
-            return None
+            return None, False
         rough = delta.coarse(image, since, until)
         if since is None or rough.total > _EXACT_OBJECTS * image.layout.object_bytes:
-            return rough.total
-        return sum(length for batch in delta.exact(image, since, rough) for _, length in batch)
+            return rough.total, False
+        late: list[Extents] = []
+        exact = sum(length for batch in delta.exact(image, since, rough, late=late.append) for _, length in batch)
+        return (rough.total, True) if late else (exact, False)
     except errors.NotFound:
-        return None
+        return None, False
     finally:
         image.close()

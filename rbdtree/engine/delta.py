@@ -2,13 +2,21 @@
 
 The cheap diff (object maps) names the objects; only those are asked for their exact extents, several at once. Cost goes
 with what changed, not with the size of the image: an exact diff of a 1 TiB image asks 262,144 objects.
+
+The maps also tell what an exact diff cannot. librbd reads an image's snapshots when it opens it, and only then asks to
+be told of new ones (16 to 20: image/OpenRequest.cc, refresh, then watch): a host that opens an image while a snapshot
+is made may never hear of that snapshot, and writes into it, until the next one. Its late writes are in both snapshots,
+so no diff of bytes has them, and whoever copied the older one before lacks them. But the object map, which it loads
+when it takes the lock, says that it wrote: such objects count whole.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
 
-from rbdtree.model.extent import Extents, Pair
+from rbdtree.model.extent import NOTHING, Extents, Pair
 from rbdtree.model.portion import WHOLE, Portion, clip
 from rbdtree.ports import Image
 
@@ -39,18 +47,22 @@ def coarse(image: Image, since: str | None, until: str | None) -> Extents:
     return found
 
 
-def exact(image: Image, since: str, within: Extents, start: int = 0) -> Iterator[list[Pair]]:
+def exact(
+    image: Image, since: str, within: Extents, start: int = 0, late: Callable[[Extents], None] | None = None
+) -> Iterator[list[Pair]]:
     """Changed extents inside ``within`` from offset ``start`` on, ascending, in batches.
 
     An object that is gone counts whole: the diff ends it where its last byte was, and a target that zeroed no more than
-    that would keep an empty object.
+    that would keep an empty object. So do objects that were written to late; ``late`` is given these instead.
     """
     size, unit = image.size(), image.layout.object_bytes
     runs = deque(_runs(within.clip(start, size), unit))
+    maps = _Maps(image, since)
 
-    def ask(run: Pair) -> list[Pair]:
-        spans = image.changed(since, *run, whole_object=False)
-        return list(Extents.of(whole(at, n) if not exists else (at, n) for at, n, exists in spans))
+    def ask(run: _Run) -> tuple[Extents, Extents]:
+        spans = image.changed(since, run.start, run.end - run.start, whole_object=False)
+        found = Extents.of(whole(at, n) if not exists else (at, n) for at, n, exists in spans)
+        return found, maps.late(Extents(tuple(run.parts)).subtract(_rounded(found, unit)))
 
     def whole(offset: int, length: int) -> Pair:
         if not image.layout.plain:
@@ -59,28 +71,68 @@ def exact(image: Image, since: str, within: Extents, start: int = 0) -> Iterator
         return first, min(size, last - last % -unit) - first
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="diff") as threads:
-        ahead: deque[Future[list[Pair]]] = deque()
+        ahead: deque[Future[tuple[Extents, Extents]]] = deque()
         try:
             while runs or ahead:
                 while runs and len(ahead) < 2 * _THREADS:
                     ahead.append(threads.submit(ask, runs.popleft()))
-                batch = ahead.popleft().result()
-                if batch:
-                    yield batch
+                found, overlooked = ahead.popleft().result()
+                if overlooked and late:
+                    late(overlooked)
+                elif overlooked:
+                    found = found.union(overlooked)
+                if found:
+                    yield list(found)
         finally:
             for future in ahead:
                 future.cancel()
 
 
+class _Maps:
+    """What the object maps say was written since a snapshot; read when somebody has to know."""
+
+    def __init__(self, image: Image, since: str) -> None:
+        self._image = image
+        self._since = since
+        self._guard = Lock()
+        self._written: Extents | None = None
+
+    def late(self, unchanged: Extents) -> Extents:
+        """Of ranges in which an exact diff saw no change, what lies in objects that were written to all the same."""
+        if not unchanged or not self._image.layout.plain or not self._image.fast_diff():
+            return NOTHING
+        with self._guard:
+            if self._written is None:
+                spans = self._image.changed(self._since, 0, self._image.size(), whole_object=True)
+                self._written = Extents.of((at, n) for at, n, exists in spans if exists)
+        unit = self._image.layout.object_bytes
+        found = []
+        for first, length in _rounded(unchanged.intersect(self._written), unit):
+            for at in range(first, first + length, unit):
+                # The change may lie beside the ranges that were asked for, or have come since.
+                if not self._image.changed(self._since, at, min(unit, self._image.size() - at), whole_object=False):
+                    found.append((at, unit))
+        return unchanged.intersect(Extents.of(found))
+
+
+def near(image: Image, since: str, until: str | None) -> Extents:
+    """Where to look for what changed: in the objects that the maps tell, or everywhere."""
+    return coarse(image, since, until) if image.fast_diff() else Extents.of([(0, image.size())])
+
+
 def changes(
-    image: Image, since: str | None, until: str | None, start: int = 0, portion: Portion = WHOLE
+    image: Image,
+    since: str | None,
+    until: str | None,
+    start: int = 0,
+    portion: Portion = WHOLE,
+    late: Callable[[Extents], None] | None = None,
 ) -> Iterator[list[Pair]]:
     """All changed extents from offset ``start`` on, inside ``portion``. From None: the existing objects, whole."""
     if since is None:
         yield list(clip(portion, coarse(image, None, until)).clip(start, image.size()))
         return
-    near = coarse(image, since, until) if image.fast_diff() else Extents.of([(0, image.size())])
-    for pairs in exact(image, since, clip(portion, near), start):
+    for pairs in exact(image, since, clip(portion, near(image, since, until)), start, late):
         within = list(clip(portion, Extents.of(pairs))) if portion else pairs
         if within:
             yield within
@@ -92,24 +144,42 @@ def end_of_data(image: Image, offset: int, length: int) -> int | None:
     return max((at + n for at, n, exists in spans if exists), default=None)
 
 
-def collect(image: Image, since: str | None, until: str | None) -> Extents:
+def collect(
+    image: Image, since: str | None, until: str | None, late: Callable[[Extents], None] | None = None
+) -> Extents:
     """The same as one value."""
-    return Extents.of(pair for batch in changes(image, since, until) for pair in batch)
+    return Extents.of(pair for batch in changes(image, since, until, late=late) for pair in batch)
 
 
-def _runs(extents: Extents, unit: int) -> Iterator[Pair]:
+@dataclass
+class _Run:
     """Neighbouring objects asked for in one go: a call costs more than a few objects looked at for nothing."""
-    start = end = -1
+
+    start: int
+    end: int
+    parts: list[Pair]
+    """What of it is wanted."""
+
+
+def _runs(extents: Extents, unit: int) -> Iterator[_Run]:
+    run: _Run | None = None
     for offset, length in extents:
         first, last = offset - offset % unit, offset + length
         while first < last:
             stop = min(last, first + _RUN_OBJECTS * unit)
-            if start >= 0 and first - end <= _NEAR_OBJECTS * unit and stop - start <= _RUN_OBJECTS * unit:
-                end = max(end, stop)
+            part = max(offset, first)
+            if run and first - run.end <= _NEAR_OBJECTS * unit and stop - run.start <= _RUN_OBJECTS * unit:
+                run.end = max(run.end, stop)
             else:
-                if start >= 0:
-                    yield start, end - start
-                start, end = first, stop
+                if run:
+                    yield run
+                run = _Run(first, stop, [])
+            run.parts.append((part, stop - part))
             first = stop
-    if start >= 0:
-        yield start, end - start
+    if run:
+        yield run
+
+
+def _rounded(extents: Extents, unit: int) -> Extents:
+    """To whole objects."""
+    return Extents.of((at - at % unit, at + n - (at + n) % -unit - (at - at % unit)) for at, n in extents)

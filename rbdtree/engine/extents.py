@@ -1,16 +1,19 @@
 """The bytes of a push: what really changed between two snapshots of an image, byte-compared.
 
-librbd reports what was written; a rewrite of equal bytes is no change, and must not meet anybody in a conflict.
+librbd reports what was written; a rewrite of equal bytes is no change, and must not meet anybody in a conflict. What a
+host wrote late into the older snapshot (``delta``) is in both, so comparing them does not show it.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from rbdtree.engine import delta
 from rbdtree.engine.copy import chunks
 from rbdtree.engine.zeroes import differing
 from rbdtree.model.extent import Extents, Pair
-from rbdtree.ports import Source
+from rbdtree.model.position import tree_of_snapshot
+from rbdtree.ports import Image, Source
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
@@ -56,6 +59,26 @@ def compared(
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def written(newer: Image, older: Image, since: str, rough: Extents) -> Generator[list[Pair], None, None]:
+    """What a branch holds that its snapshot ``since``, open as ``older``, did not when it was taken; of the objects in
+    ``rough``."""
+    late: list[Extents] = []
+    yield from compared(newer, older, delta.exact(newer, since, rough, late=late.append))
+    again = Extents.of(pair for objects in late for pair in objects)
+    if again:
+        yield list(_held(newer, since, again))
+
+
+def _held(newer: Image, since: str, objects: Extents) -> Extents:
+    """All that the branch wrote to these objects since the oldest push it knows: late writes are among it. What was
+    published already meets nobody but who changed it since."""
+    tree = tree_of_snapshot(since)
+    ours = [s.name for s in newer.snapshots() if tree_of_snapshot(s.name) == tree]
+    if not ours or ours[0] == since:
+        return objects
+    return Extents.of(pair for batch in delta.exact(newer, ours[0], objects) for pair in batch).intersect(objects)
 
 
 def whole_sectors(extents: Extents, size: int) -> Extents:

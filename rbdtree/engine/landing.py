@@ -51,8 +51,10 @@ def others(
             )
             if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
                 return None
-            beside = delta.collect(after, since, until).subtract(wanted)
+            late: list[Extents] = []
+            beside = delta.collect(after, since, until, late.append).subtract(wanted)
             strange = extents.collect(extents.compared(after, before, iter([list(beside)]), passed))
+            strange = strange.union(Extents.of(pair for objects in late for pair in objects))
             return strange.union(extents.collect(extents.compared(after, source, iter([list(wanted)]), passed)))
     except errors.NotFound:
         return None

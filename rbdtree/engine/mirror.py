@@ -374,16 +374,21 @@ class MirrorEdge:
             into.end_of = partial(delta.end_of_data, head)
         alone = compare or (self._pace is not None and self._pace.limited)
 
+        def changes(start: int) -> Iterable[list[Pair]]:
+            if first and self._late(since, target):
+                return [list(portions.clip(portion, delta.coarse(source, first, last)).clip(start, size))]
+            return delta.changes(source, first, last, start, portion)
+
         def planned(start: int) -> Iterable[list[Pair]]:
             if compare:
                 there = delta.coarse(source, None, last).union(existing)
                 yield list(portions.clip(portion, there).clip(start, size))
                 return
             if added:
-                changed = Extents.of(p for pairs in delta.changes(source, first, last, start, portion) for p in pairs)
+                changed = Extents.of(p for pairs in changes(start) for p in pairs)
                 yield list(delta.coarse(source, None, last).intersect(added).clip(start, size).union(changed))
                 return
-            yield from delta.changes(source, first, last, start, portion)
+            yield from changes(start)
             if first:
                 # What is looked at when it is sealed. Of 1 TiB it takes 0.15 s, while the copy goes on.
                 sample.prepare(source, last)
@@ -403,6 +408,11 @@ class MirrorEdge:
             compare=compare,
             pace=self._pace,
         )
+
+    def _late(self, since: Position | None, target: Position) -> bool:
+        """Whether exact extents of a delta may be too few: then objects that changed in it count whole."""
+        line = self._upstream_document().generations
+        return since is not None and any(g.late for g in line if since < g.position <= target)
 
     def _relay(self, since: Position | None, target: Position) -> None:
         """What the parent has of a delta that it is still receiving, as it comes."""
@@ -447,6 +457,8 @@ class MirrorEdge:
             return None
         pool = self.child.pool
         try:
+            if pushed.written_late(pool, push):
+                return None
             newer = pushed.opened(pool, push)
         except errors.NotFound:
             return None

@@ -5,6 +5,7 @@ its writer saw. Nothing is ever merged inside a sector.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import dropwhile, pairwise
@@ -154,8 +155,12 @@ def _changed(
     newer, older = node.pool.open(image_id, until), node.pool.open(image_id, since)
     try:
         size = min(newer.size(), older.size())
-        rough = _within(newer, since, until, wanted).clip(0, size)
+        late: list[Extents] = []
+        rough = _within(newer, since, until, wanted, late.append).clip(0, size)
         changed = extents.collect(extents.compared(newer, older, iter([list(rough)])))
+        if late:
+            objects = Extents.of(pair for one in late for pair in one)
+            changed = changed.union(_written_late(newer, older, since, objects).intersect(wanted))
         # What a shrink cut off is zero when the volume grows again.
         return changed.union(wanted.clip(newer.size(), max(newer.size(), older.size())))
     finally:
@@ -163,9 +168,21 @@ def _changed(
         older.close()
 
 
-def _within(image: Image, since: str, until: str, wanted: Extents) -> Extents:
+def _written_late(newer: Image, older: Image, since: str, objects: Extents) -> Extents:
+    """What of these objects was written late into ``since``, open as ``older``: both have it, and who stands on it may
+    not have seen it. Where an object was written to in time as well that cannot be told, and nobody is refused for it.
+    """
+    before = [s.name for s in newer.snapshots()]
+    before = before[: before.index(since)]
+    if not before:
+        return NOTHING
+    alone = objects.subtract(delta.coarse(older, before[-1], since))
+    return Extents.of(pair for batch in delta.exact(newer, before[-1], alone) for pair in batch).intersect(alone)
+
+
+def _within(image: Image, since: str, until: str, wanted: Extents, late: Callable[[Extents], None]) -> Extents:
     rough = delta.coarse(image, since, until)
     unit = image.layout.object_bytes
     objects = Extents.of((offset - offset % unit, length + offset % unit + unit) for offset, length in wanted)
     near = rough.intersect(objects)
-    return Extents.of(pair for batch in delta.exact(image, since, near) for pair in batch).intersect(wanted)
+    return Extents.of(pair for batch in delta.exact(image, since, near, late=late) for pair in batch).intersect(wanted)

@@ -14,6 +14,19 @@ def opened(pool: Pool, push: Push) -> Image | Parcel:
     return parcel.load(pool, push.staging) if push.packed else pool.open(push.image_id, push.snapshot)
 
 
+def written_late(pool: Pool, push: Push) -> bool:
+    """Whether its snapshot holds more than was sent (``delta``)."""
+    if push.packed:
+        return False
+    late: list[Extents] = []
+    head = pool.open(push.image_id)
+    try:
+        delta.collect(head, push.snapshot, None, late.append)
+    finally:
+        head.close()
+    return bool(late)
+
+
 def changed(pool: Pool, push: Push, source: Image | Parcel) -> Extents:
     """Which bytes it changes.
 
@@ -26,6 +39,8 @@ def changed(pool: Pool, push: Push, source: Image | Parcel) -> Extents:
         return Extents.of(push.extents)
     older = pool.open(push.image_id, push.since)
     try:
-        return extents.collect(extents.compared(source, older, delta.changes(source, push.since, push.snapshot)))
+        return extents.collect(
+            extents.written(source, older, push.since, delta.near(source, push.since, push.snapshot))
+        )
     finally:
         older.close()

@@ -1,4 +1,6 @@
-"""Holds of this host: a generation that is mapped here is named in its node's document, so that nothing removes it."""
+"""Holds of this host: a generation that is mapped here is named in its node's document, so that nothing removes it.
+
+And what else a map needs of its cluster."""
 
 import socket
 from contextlib import suppress
@@ -11,7 +13,7 @@ from rbdtree.engine.node import Node
 from rbdtree.host.source import Source
 from rbdtree.model.document import MAP, Hold
 from rbdtree.model.position import Position
-from rbdtree.ports import Sites
+from rbdtree.ports import Pool, Sites
 
 _MACHINE = Path("/etc/machine-id")
 
@@ -50,6 +52,12 @@ class Keeper:
             )
         return None
 
+    def remind(self, source: Source) -> None:
+        """Has the device that was just made know of every snapshot: before anybody writes to it."""
+        if source.write:
+            with suppress(errors.Error):
+                self._pool(source).remind(source.image_id, wait=True)
+
     def release(self, source: Source, key: str) -> errors.Error | None:
         """What kept it from releasing: the hold is a leftover then, which 'rbdtree doctor' finds."""
         if not source.holder:
@@ -66,11 +74,12 @@ class Keeper:
         return None
 
     def _node(self, source: Source) -> Node:
+        return Node(self._pool(source), source.holder, source.full_name)
+
+    def _pool(self, source: Source) -> Pool:
         for name in self._sites.names():
             if name == source.site:
-                return Node(
-                    self._sites.cluster(name).pool(source.pool, source.namespace), source.holder, source.full_name
-                )
+                return self._sites.cluster(name).pool(source.pool, source.namespace)
         raise errors.NotFound(f"there is no site {source.site} in the configuration any more")
 
 

@@ -222,6 +222,7 @@ class Maps:
             if time.monotonic() > deadline:
                 raise errors.HostFailed(f"{found} has no size after {_PATIENCE:g} s", "See the kernel's log (dmesg).")
             time.sleep(0.02)
+        self.keeper.remind(record.source)
         done = replace(record, step=MAPPED, base=base, device=found)
         self.state.write(done)
         return done

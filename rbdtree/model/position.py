@@ -46,6 +46,8 @@ class Generation:
     somebody else wrote as well (empty: not known). ``arrived`` is when this node had it (0: when it was cut),
     ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
     ``portion``: the ranges of the volume that this node holds of it (empty: all), which may differ from node to node.
+    ``late``, at the root: the generation before was written to after it was made (``engine.delta``), so what changed
+    in an object since is not all that a copy of that generation lacks of it.
     """
 
     position: Position
@@ -60,6 +62,7 @@ class Generation:
     arrived: float = 0.0
     followed: float = 0.0
     portion: tuple[Pair, ...] = ()
+    late: bool = False
 
 
 def snapshot_name(tree_id: str, position: Position) -> str:
