@@ -185,6 +185,13 @@ class Image:
                     pairs.append((low, high - low))
         return Extents.of(pairs)
 
+    def written_after(self, snapshot: str, objects: list[int]) -> list[int]:
+        unit = self.layout.object_bytes
+        with self._storage.guard:
+            at = self._find(snapshot).at
+            late = {change.offset // unit for change in self._volume.changes if change.late == at}
+        return [number for number in objects if number in late]
+
     def own_data(self) -> bool:
         return bool(self._objects)
 

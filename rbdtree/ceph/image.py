@@ -2,6 +2,7 @@
 
 import threading
 import time
+from calendar import timegm
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ _LONG = 0.35
 """An image that took this many seconds to open (a dozen round trips) is at the end of a long link."""
 _MUCH = 64 << 20
 """Bytes read from a snapshot at the end of a long link before more connections to it are worth their making."""
+_STATS = 16
+_CLOCKS = 2.0
+"""Seconds by which the clocks of hosts and OSDs may differ: time synchronisation keeps them far closer."""
 _LANES = 3
 """That many more: a TCP connection carries no more than its buffers hold each round trip."""
 
@@ -82,6 +86,29 @@ class Image:
         if kept:
             self._changed[kept] = spans
         return spans
+
+    def written_after(self, snapshot: str, objects: list[int]) -> list[int]:
+        with translated(f"objects of {self._what} at {snapshot}"):
+            prefix, snapshot_id = self._image.block_name_prefix(), self._image.snap_get_id(snapshot)
+            made = timegm(self._image.get_snap_timestamp(snapshot_id).utctimetuple())
+            ioctx = self._pool.cluster.open_pool_id(self._image.data_pool_id())
+
+        def late(number: int) -> bool:
+            try:
+                with translated(f"object {number} of {self._what}"):
+                    _, written = ioctx.stat(f"{prefix}.{number:016x}")
+            except errors.NotFound:
+                return False
+            # A writer's clock, and that of an OSD.
+            return time.mktime(written) >= made - _CLOCKS
+
+        try:
+            ioctx.set_namespace(self._pool.namespace)
+            ioctx.set_read(snapshot_id)
+            with ThreadPoolExecutor(_STATS, thread_name_prefix="stat") as threads:
+                return [n for n, found in zip(objects, threads.map(late, objects), strict=True) if found]
+        finally:
+            ioctx.close()
 
     def own_data(self) -> bool:
         spans: list[int] = []

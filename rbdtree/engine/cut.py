@@ -207,7 +207,7 @@ def measure(node: Node, document: NodeDocument, intent: Intent) -> tuple[int | N
             return rough.total, False
         late: list[Extents] = []
         exact = sum(length for batch in delta.exact(image, since, rough, late=late.append) for _, length in batch)
-        return (rough.total, True) if late else (exact, False)
+        return exact + sum(extents.total for extents in late), bool(late)
     except errors.NotFound:
         return None, False
     finally:

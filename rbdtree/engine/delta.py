@@ -7,7 +7,9 @@ The maps also tell what an exact diff cannot. librbd reads an image's snapshots 
 be told of new ones (16 to 20: image/OpenRequest.cc, refresh, then watch): a host that opens an image while a snapshot
 is made may never hear of that snapshot, and writes into it, until the next one. Its late writes are in both snapshots,
 so no diff of bytes has them, and whoever copied the older one before lacks them. But the object map, which it loads
-when it takes the lock, says that it wrote: such objects count whole.
+when it takes the lock, says that it wrote; and RADOS says when, of the object that the older snapshot shows. Such
+objects count whole. (The map alone does not tell: it also has discards of what never held data, as fstrim makes them by
+thousands.)
 """
 
 from collections import deque
@@ -48,21 +50,29 @@ def coarse(image: Image, since: str | None, until: str | None) -> Extents:
 
 
 def exact(
-    image: Image, since: str, within: Extents, start: int = 0, late: Callable[[Extents], None] | None = None
+    image: Image,
+    since: str,
+    within: Extents,
+    start: int = 0,
+    late: Callable[[Extents], None] | None = None,
+    *,
+    wary: bool = False,
 ) -> Iterator[list[Pair]]:
     """Changed extents inside ``within`` from offset ``start`` on, ascending, in batches.
 
     An object that is gone counts whole: the diff ends it where its last byte was, and a target that zeroed no more than
-    that would keep an empty object. So do objects that were written to late; ``late`` is given these instead.
+    that would keep an empty object. So do objects that were written to late; ``late`` is given these instead. They are
+    looked for where no change is found, or everywhere by who is ``wary``: one may have been written to in time as well.
     """
     size, unit = image.size(), image.layout.object_bytes
     runs = deque(_runs(within.clip(start, size), unit))
-    maps = _Maps(image, since)
+    overlooked = _Late(image, since)
 
     def ask(run: _Run) -> tuple[Extents, Extents]:
         spans = image.changed(since, run.start, run.end - run.start, whole_object=False)
         found = Extents.of(whole(at, n) if not exists else (at, n) for at, n, exists in spans)
-        return found, maps.late(Extents(tuple(run.parts)).subtract(_rounded(found, unit)))
+        parts = Extents(tuple(run.parts))
+        return found, overlooked.among(parts if wary else parts.subtract(_rounded(found, unit)))
 
     def whole(offset: int, length: int) -> Pair:
         if not image.layout.plain:
@@ -76,11 +86,11 @@ def exact(
             while runs or ahead:
                 while runs and len(ahead) < 2 * _THREADS:
                     ahead.append(threads.submit(ask, runs.popleft()))
-                found, overlooked = ahead.popleft().result()
-                if overlooked and late:
-                    late(overlooked)
-                elif overlooked:
-                    found = found.union(overlooked)
+                found, again = ahead.popleft().result()
+                if again and late:
+                    late(again)
+                elif again:
+                    found = found.union(again)
                 if found:
                     yield list(found)
         finally:
@@ -88,8 +98,8 @@ def exact(
                 future.cancel()
 
 
-class _Maps:
-    """What the object maps say was written since a snapshot; read when somebody has to know."""
+class _Late:
+    """Which objects were written to late, of those that the object maps say were written to since a snapshot."""
 
     def __init__(self, image: Image, since: str) -> None:
         self._image = image
@@ -97,22 +107,19 @@ class _Maps:
         self._guard = Lock()
         self._written: Extents | None = None
 
-    def late(self, unchanged: Extents) -> Extents:
-        """Of ranges in which an exact diff saw no change, what lies in objects that were written to all the same."""
-        if not unchanged or not self._image.layout.plain or not self._image.fast_diff():
+    def among(self, extents: Extents) -> Extents:
+        """What of these lies in such objects."""
+        if not extents or not self._image.layout.plain or not self._image.fast_diff():
             return NOTHING
         with self._guard:
             if self._written is None:
                 spans = self._image.changed(self._since, 0, self._image.size(), whole_object=True)
                 self._written = Extents.of((at, n) for at, n, exists in spans if exists)
         unit = self._image.layout.object_bytes
-        found = []
-        for first, length in _rounded(unchanged.intersect(self._written), unit):
-            for at in range(first, first + length, unit):
-                # The change may lie beside the ranges that were asked for, or have come since.
-                if not self._image.changed(self._since, at, min(unit, self._image.size() - at), whole_object=False):
-                    found.append((at, unit))
-        return unchanged.intersect(Extents.of(found))
+        written = _rounded(extents.intersect(self._written), unit)
+        numbers = [number for at, n in written for number in range(at // unit, (at + n) // unit)]
+        found = self._image.written_after(self._since, numbers) if numbers else []
+        return extents.intersect(Extents.of((number * unit, unit) for number in found))
 
 
 def near(image: Image, since: str, until: str | None) -> Extents:
@@ -127,15 +134,22 @@ def changes(
     start: int = 0,
     portion: Portion = WHOLE,
     late: Callable[[Extents], None] | None = None,
+    *,
+    wary: bool = False,
 ) -> Iterator[list[Pair]]:
     """All changed extents from offset ``start`` on, inside ``portion``. From None: the existing objects, whole."""
     if since is None:
         yield list(clip(portion, coarse(image, None, until)).clip(start, image.size()))
         return
-    for pairs in exact(image, since, clip(portion, near(image, since, until)), start, late):
+    for pairs in exact(image, since, clip(portion, near(image, since, until)), start, late, wary=wary):
         within = list(clip(portion, Extents.of(pairs))) if portion else pairs
         if within:
             yield within
+
+
+def written_late(image: Image, since: str, within: Extents) -> Extents:
+    """What of this lies in objects that were written to late, whatever was written to them in time."""
+    return _Late(image, since).among(within)
 
 
 def end_of_data(image: Image, offset: int, length: int) -> int | None:

@@ -66,9 +66,8 @@ def written(newer: Image, older: Image, since: str, rough: Extents) -> Generator
     ``rough``."""
     late: list[Extents] = []
     yield from compared(newer, older, delta.exact(newer, since, rough, late=late.append))
-    again = Extents.of(pair for objects in late for pair in objects)
-    if again:
-        yield list(_held(newer, since, again))
+    if late:
+        yield list(_held(newer, since, delta.written_late(newer, since, rough)))
 
 
 def _held(newer: Image, since: str, objects: Extents) -> Extents:

@@ -375,9 +375,7 @@ class MirrorEdge:
         alone = compare or (self._pace is not None and self._pace.limited)
 
         def changes(start: int) -> Iterable[list[Pair]]:
-            if first and self._late(since, target):
-                return [list(portions.clip(portion, delta.coarse(source, first, last)).clip(start, size))]
-            return delta.changes(source, first, last, start, portion)
+            return delta.changes(source, first, last, start, portion, wary=self._late(since, target))
 
         def planned(start: int) -> Iterable[list[Pair]]:
             if compare:
@@ -410,7 +408,7 @@ class MirrorEdge:
         )
 
     def _late(self, since: Position | None, target: Position) -> bool:
-        """Whether exact extents of a delta may be too few: then objects that changed in it count whole."""
+        """Whether all objects of a delta have to be asked for late writes."""
         line = self._upstream_document().generations
         return since is not None and any(g.late for g in line if since < g.position <= target)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from live import latecomer
 
 from rbdtree import memory
 from rbdtree.ports import Image, Layout, Pool, Sites
@@ -87,6 +88,10 @@ class World:
         """``rbd snap protect``"""
         raise NotImplementedError
 
+    def write_late(self, image: Image, offset: int, data: bytes) -> None:
+        """Into the head and the newest snapshot, which its writer does not know of. The image is closed."""
+        raise NotImplementedError
+
     @property
     def cluster(self) -> Any:
         return self.sites.cluster("a")
@@ -123,6 +128,9 @@ class InMemory(World):
     def protect(self, image: Image, snapshot: str) -> None:
         memory.protect(self._storage, image.image_id, snapshot)
 
+    def write_late(self, image: Image, offset: int, data: bytes) -> None:
+        memory.write_late(self._storage, image.image_id, offset, data)
+
     def fill(self) -> None:
         self._storage.limit("p", 0)
 
@@ -157,6 +165,15 @@ class OnCeph(World):
             rbd.Image(ioctx, image_id=image.image_id) as opened,
         ):
             opened.protect_snap(snapshot)
+
+    def write_late(self, image: Image, offset: int, data: bytes) -> None:
+        import rbd
+
+        with (
+            self._pools.clusters.admin("a").open_ioctx(self._pools.name) as ioctx,
+            rbd.Image(ioctx, image_id=image.image_id, read_only=True) as opened,
+        ):
+            latecomer.write(ioctx, opened, offset, data)
 
     def fill(self) -> None:
         self._ratios(0.00001, 0.00002, 0.00003)

@@ -8,9 +8,11 @@ stdin is a write, and is answered when it is acknowledged.
 """
 
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 # librados is opened by Python's modules, not by the program: so it is asked for by name.
 _SHIM = r"""
@@ -42,6 +44,21 @@ def build(folder: Path) -> Path | None:
     made = folder / "late.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", made, folder / "late.c", "-ldl"], check=True, timeout=60)
     return made
+
+
+def write(ioctx: Any, image: Any, offset: int, data: bytes) -> None:
+    """What such a host leaves behind, without one: writes with the snapshots of before, inside one object that is
+    there, and notes it in the object map. Nobody has the image open for writing."""
+    prefix, unit = image.stat()["block_name_prefix"], image.stat()["obj_size"]
+    number = offset // unit
+    ioctx.set_self_managed_snap_write(sorted((int(s["id"]) for s in image.list_snaps()), reverse=True)[1:])
+    try:
+        ioctx.write(f"{prefix}.{number:016x}", data, offset % unit)
+    finally:
+        ioctx.set_self_managed_snap_write([])
+    # From one object to the next: "exists", whatever it was before.
+    change = struct.pack("<QQBB", number, number + 1, 1, 0)
+    ioctx.execute(f"rbd_object_map.{image.id()}", "rbd", "object_map_update", change)
 
 
 def main() -> None:

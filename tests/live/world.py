@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from live import latecomer
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import look
 from rbdtree.engine.marks import list_marks
@@ -241,21 +242,9 @@ class World:
             image.flush()
 
     def write_late(self, site: str, name: str, offset: int, data: bytes) -> None:
-        """What librbd does when it opened an image while its newest snapshot was made, and has not heard of it: writes
-        with the snapshots of before, inside one object that is there, and notes it in the object map."""
-        with self.at(site, name, read_only=True) as image:
-            image_id, prefix, unit = image.id(), image.stat()["block_name_prefix"], image.stat()["obj_size"]
-            known = sorted((int(s["id"]) for s in image.list_snaps()), reverse=True)[1:]
-        number = offset // unit
-        with self.ioctx(site) as ioctx:
-            ioctx.set_self_managed_snap_write(known)
-            try:
-                ioctx.write(f"{prefix}.{number:016x}", data, offset % unit)
-            finally:
-                ioctx.set_self_managed_snap_write([])
-            # From one object to the next: "exists", whatever it was before.
-            change = struct.pack("<QQBB", number, number + 1, 1, 0)
-            ioctx.execute(f"rbd_object_map.{image_id}", "rbd", "object_map_update", change)
+        """As of a client that does not know of the newest snapshot."""
+        with self.ioctx(site) as ioctx, self.at(site, name, read_only=True) as image:
+            latecomer.write(ioctx, image, offset, data)
 
     def take_lock(self, node: str) -> None:
         """From a client that is dead: RBD would wait 30 s for it."""
