@@ -246,7 +246,7 @@ class Manager:
             # On a thread of its own: to end a connection may take as long as its cluster does not answer.
             threading.Thread(target=self._sites.end_retired, name="retire", daemon=True).start()
             forest = look(self._sites)
-            wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of)}
+            wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of, self.units)}
             # Silent ones are listened to by the look that follows their answer.
             anew = self._watches.listen(wanted | self._directories(), frozenset(self._silent))
             with self._moved:
@@ -470,7 +470,7 @@ class Manager:
             self._rescan = True
             return
         for unit in self.units.values():
-            if one in unit.listens(self._site_of):
+            if one in unit.listens(self._site_of, self.units):
                 if unit.running:
                     unit.again = True
                 elif unit.held:

@@ -1,6 +1,7 @@
 """One node in a manager's care: what is known of it, whether its edge is this manager's, when it is due."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rbdtree.engine.desk import Desk
@@ -84,9 +85,15 @@ class Unit:
     def is_root(self) -> bool:
         return self.document.kind is Kind.ROOT
 
-    def listens(self, site_of: dict[str, str]) -> set[Listened]:
-        """The documents whose change may make it due: its own, and those above. ``site_of``: fsid to site here."""
-        refs = [self.ref, self.document.parent]
+    def listens(self, site_of: dict[str, str], units: Mapping[str, "Unit"]) -> set[Listened]:
+        """The documents whose change may make it due: its own, its parent's, and that of the replica it is fed from,
+        which a clone in between may not follow for long. ``site_of``: fsid to site here; ``units``: by node id."""
+        parent = self.document.parent
+        refs = [self.ref, parent]
+        if self.document.kind is Kind.CLONE:
+            refs.append(self.document.replica)
+        elif parent and parent.node_id in units:
+            refs.append(units[parent.node_id].document.replica)
         found = set()
         for ref in refs:
             if ref and ref.fsid in site_of:

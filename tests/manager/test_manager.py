@@ -45,6 +45,24 @@ def test_a_cut_travels_at_once(grove: Grove) -> None:
     until(grove.level, "everybody has the second one, long before the next poll", 5)
 
 
+@pytest.mark.parametrize("kind", [Kind.MIRROR, Kind.CLONE])
+def test_a_cut_travels_at_once_past_a_clone_that_stays(grove: Grove, kind: Kind) -> None:
+    """Its branch is in use, so it does not move, and its document is not written."""
+    grove.add("below", "c", kind, "b" if kind is Kind.MIRROR else "a")
+    grove.run(poll=60.0)
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "everybody has the first generation")
+    _, branch = branches.ensure(grove.sites, grove.node("c"), branches.SNAPSHOT, None)
+    user = memory.Sites(grove.storages).cluster("a").pool("p").open(branch.image_id, read_only=False)
+    grove.write(4096, b"two" * 1000)
+    grove.cut()
+    newest = grove.document("root").newest_position
+    until(lambda: grove.document("below").newest_position == newest, "it comes by the clone", 5)
+    assert grove.document("c").newest_position != newest
+    user.close()
+
+
 def test_a_new_node_is_met_long_before_the_next_poll(grove: Grove) -> None:
     grove.run(poll=60.0)
     grove.write(0, b"one" * 1000)
