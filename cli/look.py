@@ -113,6 +113,8 @@ def _node(node: reports.NodeReport) -> dict[str, Any]:
         "generations": node.generations,
         "doing": node.doing,
         "problem": node.problem,
+        "failures": node.failures,
+        "next_try_seconds": node.next_try,
         "branch": (
             {"image": node.branch, "base": str(node.branch_base), "uplink": node.uplink} if node.branch else None
         ),

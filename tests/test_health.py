@@ -15,6 +15,8 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine import cut, landing, push
 from rbdtree.engine.claim import identity
 from rbdtree.model.document import (
+    MAP,
+    USER,
     Branch,
     Hold,
     Intent,
@@ -32,6 +34,7 @@ from rbdtree.model.document import (
 )
 from rbdtree.model.policy import settings
 from rbdtree.model.position import Generation, Position
+from rbdtree.plan.behind import Pinned, pinned
 from rbdtree.plan.health import IDLE_SECONDS, PUSH_SECONDS, STUCK_SECONDS, Finding, Level, Seen, findings, worst
 from rbdtree.ports import Silent
 
@@ -375,3 +378,20 @@ def test_a_push_at_the_root_notes_that_it_gets_on(resumed: bool, monkeypatch: py
     push.push(grove.sites, grove.node("root"), Silent())
     assert grove.document("root").newest_position == Position(1, 2)
     assert len(set(noted) - {0.0}) >= 2, noted
+
+
+def test_what_is_pinned() -> None:
+    """By children, branches and maps; since the generation after it was there. What a person holds is to stay."""
+    line = [generation(number, age) for number, age in ((1, 900.0), (2, 800.0), (3, 20.0))]
+    user, map_, edge = (
+        Hold(owner, Position(1, number), "") for owner, number in ((f"{USER}audit", 1), (f"{MAP}h", 2), ("edge-m", 3))
+    )
+    assert pinned(node("m", *line)) == Pinned()
+    assert pinned(replace(node("m", *line), holds=(user, edge))) == Pinned()
+    assert pinned(replace(node("m", *line), holds=(user, map_, edge))) == Pinned(4096, NOW - 20)
+    assert pinned(replace(node("m", *line), holds=(replace(edge, position=Position(1, 1)),))) == Pinned(8192, NOW - 800)
+    # It arrived here later than it was cut; or was followed by one that is gone.
+    line[1] = replace(line[1], arrived=NOW - 500)
+    assert pinned(replace(node("m", *line), holds=(replace(user, owner="edge-m"),))).since == NOW - 500
+    line[0] = replace(line[0], followed=NOW - 600)
+    assert pinned(replace(node("m", *line), holds=(replace(user, owner="edge-m"),))).since == NOW - 600

@@ -1,5 +1,6 @@
 """What ``status`` and ``log`` show: values with the figures of ``docs/json.md``, made from a tree as found."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,6 +42,9 @@ class NodeReport:
     lag_bytes: int | None
     doing: str = ""
     problem: str = ""
+    failures: int = 0
+    """Of a manager, in a row, of what it tries now; ``next_try``: when it does again, in seconds since 1970."""
+    next_try: float | None = None
     generations: int = 0
     intent: Position | None = None
     intent_done_bytes: int | None = None
@@ -136,8 +140,9 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
     if refused and not problem:
         met = refusal(document, refused)
         problem = f"{met}. {met.hint}"
+    now = time.time()
     if document.trouble and not problem:
-        problem = document.trouble.message
+        problem = f"{document.trouble.message} ({document.trouble.again(now)})"
     if document.phase:
         problem = problem or f"{document.phase}: run the command again to finish"
     generations, seconds, size = _lag(tree, document.newest_position)
@@ -158,6 +163,8 @@ def _node(sites: Sites, tree: Tree, member: Member, check: bool) -> NodeReport:
         lag_bytes=0 if document.kind is Kind.ROOT else size,
         doing=doing,
         problem=problem,
+        failures=document.trouble.count if document.trouble else 0,
+        next_try=(document.trouble.next_try or None) if document.trouble else None,
         generations=len(document.generations),
         intent=document.intent.target if document.intent else None,
         intent_done_bytes=document.intent.done_bytes if document.intent else None,

@@ -133,6 +133,7 @@ class Metrics(Listener):
             is_held.add_metric([unit.document.tree, unit.ref.name], float(unit.held))
         yield is_held
         yield from self._nodes(manager, units, now)
+        yield from self._troubles(units)
         yield from _uplinks(manager)
 
     def _nodes(self, manager: Manager, units: list[Unit], now: float) -> Iterator[GaugeMetricFamily]:
@@ -150,12 +151,11 @@ class Metrics(Listener):
         )
         objective = family("rpo_seconds", "How old what a node lacks may be, by its policy")
         met = family("rpo_met", "1 when it is not older; not told where only the root would know")
-        held = family("pinned_bytes", "Bytes changed since the oldest generation that somebody holds")
-        held_age = family("pinned_seconds", "Age of the oldest generation that somebody holds")
+        held = family("pinned_bytes", "Bytes changed since the oldest generation held for a child, a branch, a map")
+        held_age = family("pinned_seconds", "Since that generation was followed by another")
         scrubbed = family("scrub_age_seconds", "Since a whole comparison with the parent ended, or the first began")
         wanted = family("scrub_wanted_seconds", "Within what time a whole comparison is wanted, by its policy")
         found = family("scrub_found_objects", "Objects that differed in the last pass or the one under way")
-        troubled = family("trouble", "Failures in a row of an edge, by what a manager does about it", "kind", "answer")
         pushes = family("pushes", "Pushes at a node, by state", "state")
         copying = family("intent_bytes", "Bytes of the volume done of the delta in flight, as of the last look", "of")
         still = family(
@@ -179,24 +179,41 @@ class Metrics(Listener):
                     objective.add_metric(where, rpo)
             costs = pinned(document)
             held.add_metric(where, costs.bytes)
-            held_age.add_metric(where, max(0.0, now - costs.oldest) if costs.oldest else 0.0)
+            held_age.add_metric(where, max(0.0, now - costs.since) if costs.since else 0.0)
             if unit.policy.scrub is not None and not unit.is_root:
                 wanted.add_metric(where, unit.policy.scrub)
                 since = unscrubbed_since(document)
                 scrubbed.add_metric(where, max(0.0, now - since) if since else 0.0)
             if document.scrub:
                 found.add_metric(where, document.scrub.found)
-            if unit.trouble:
-                kind = answer.kind_of(unit.trouble)
-                troubled.add_metric([*where, unit.trouble.kind, str(kind)], unit.trouble.count)
             for state in PushState:
                 pushes.add_metric([*where, str(state)], sum(p.state is state for p in document.pushes))
             still.add_metric(where, still_seconds(document, now))
             if document.intent:
                 copying.add_metric([*where, "done"], document.intent.done_bytes)
                 copying.add_metric([*where, "total"], document.intent.size_bytes)
-        yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found, troubled)
+        yield from (generations, seconds, size, age, objective, met, held, held_age, scrubbed, found)
         yield from (wanted, pushes, copying, still, stays)
+
+    @staticmethod
+    def _troubles(units: list[Unit]) -> Iterator[GaugeMetricFamily]:
+        troubled = GaugeMetricFamily(
+            "rbdtree_node_trouble",
+            "Failures in a row of an edge, by what a manager does about it",
+            labels=[*_NODE, "kind", "answer"],
+        )
+        tried = GaugeMetricFamily(
+            "rbdtree_node_next_try_timestamp_seconds",
+            "When an edge that fails is tried again; 0: it waits for a person",
+            labels=_NODE,
+        )
+        for unit in units:
+            trouble = unit.trouble
+            if trouble:
+                where = [unit.document.tree, unit.ref.name]
+                troubled.add_metric([*where, trouble.kind, str(answer.kind_of(trouble))], trouble.count)
+                tried.add_metric(where, trouble.next_try)
+        yield from (troubled, tried)
 
     def _age(self, manager: Manager, unit: Unit, now: float, age: GaugeMetricFamily, met: GaugeMetricFamily) -> None:
         """Against the root or, out of its sight, the parent: what that lacks itself is not seen from here."""

@@ -266,6 +266,12 @@ class Manager:
     def _take_in(self, forest: Forest, anew: list[Listened]) -> None:
         for problem in forest.problems:
             self._listener.problem(problem)
+        there = {name for tree in forest.trees for name in (tree.name, tree.tree_id)}
+        for name in self._wish.trees - there if not forest.problems else ():
+            # It may come yet.
+            self._listener.problem(
+                errors.NotFound(f"there is no tree {name}", "See 'rbdtree status' for those there are.")
+            )
         now = time.monotonic()
         self._site_of = {k.fsid: site for site, k in self._keepers.items() if k.fsid}
         known = set(self.units)
@@ -543,7 +549,9 @@ class Manager:
                     self._keepers[unit.ref.site].look()
                 unit.not_before = now + 1.0
             elif cycle.trouble:
-                unit.not_before = now + answer.wait_seconds(kind, cycle.trouble.count)
+                # As it was said, where it was said: everybody who looks sees the same.
+                said = cycle.trouble.next_try
+                unit.not_before = now + (said - cycle.trouble.seen if said else answer.LOOK_AGAIN_SECONDS)
                 if kind is answer.Answer.PERSON:
                     unit.waits_since = now
             unit.whole_due = 0.0

@@ -248,6 +248,16 @@ class Trouble:
     next_try: float
     manager: str
 
+    def again(self, now: float) -> str:
+        """How often it came, and when it is tried again, in words."""
+        often = f"{self.count} times; " if self.count > 1 else ""
+        left = round(self.next_try - now)
+        if not self.next_try:
+            return f"{often}somebody has to see to it"
+        if left < 0:
+            return f"{often}it was to be tried again {-left} s ago"
+        return f"{often}it is tried again in {left} s"
+
 
 @dataclass(frozen=True, slots=True)
 class Scrub:

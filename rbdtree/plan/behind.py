@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rbdtree.model.document import NodeDocument
+from rbdtree.model.document import USER, NodeDocument
 from rbdtree.model.position import Generation, Position
 
 
@@ -35,22 +35,19 @@ def behind(position: Position | None, line: tuple[Generation, ...]) -> Behind:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """What generations cost that stay only because somebody holds them: bytes changed since the oldest one (an upper
-    bound), and when that was cut. ``owners``: edges, branches and people who hold it back."""
+    """What generations cost that stay only because children, branches or maps hold them: bytes changed since the oldest
+    one (an upper bound), and since when it is not the newest any more (seconds since 1970; 0: nothing is held)."""
 
     bytes: int = 0
-    oldest: float = 0.0
-    owners: tuple[str, ...] = ()
+    since: float = 0.0
 
 
 def pinned(document: NodeDocument) -> Pinned:
-    """By holds on generations older than the newest."""
-    newest = document.newest_position
-    held = sorted((h for h in document.holds if newest and h.position < newest), key=lambda h: h.position)
-    there = [h for h in held if document.generation(h.position)]
-    if not there:
+    """By holds on generations older than the newest. What a person asked to keep is meant to stay."""
+    held = {h.position for h in document.holds if not h.owner.startswith(USER)}
+    line = sorted(document.generations, key=lambda g: g.position)
+    oldest = next((g for g in line[:-1] if g.position in held), None)
+    if oldest is None:
         return Pinned()
-    oldest = document.generation(there[0].position)
-    assert oldest is not None
-    cost = sum(g.delta_bytes or 0 for g in document.generations if g.position > oldest.position)
-    return Pinned(cost, oldest.created, tuple(dict.fromkeys(h.owner for h in there if h.position == oldest.position)))
+    after = [g for g in line if g.position > oldest.position]
+    return Pinned(sum(g.delta_bytes or 0 for g in after), oldest.followed or after[0].arrived or after[0].created)

@@ -86,7 +86,7 @@ def findings(
             continue
         policy = effective(node.document.policy, node.document.tree_policy)
         wanted = wanted or _wants(policy)
-        found += _trouble(tree, node.document)
+        found += _trouble(tree, node.document, now)
         found += _lapsed(node.document)
         found += _stuck(tree, node.document, now)
         found += _progress(tree, node.document, documents, root, policy, now)
@@ -207,7 +207,7 @@ def _lapsed(document: NodeDocument) -> list[Finding]:
     ]
 
 
-def _trouble(tree: str, document: NodeDocument) -> list[Finding]:
+def _trouble(tree: str, document: NodeDocument, now: float) -> list[Finding]:
     found: list[Finding] = []
     name = document.name
     if document.distrust:
@@ -234,9 +234,8 @@ def _trouble(tree: str, document: NodeDocument) -> list[Finding]:
     if trouble:
         person = not trouble.next_try
         if person or trouble.count >= _FAILURES:
-            often = f" ({trouble.count} times)" if trouble.count > 1 else ""
             level = Level.CRITICAL if person else Level.WARNING
-            found.append(Finding(level, name, "trouble", f"{trouble.message}{often}", trouble.hint))
+            found.append(Finding(level, name, "trouble", f"{trouble.message} ({trouble.again(now)})", trouble.hint))
     refused = sum(
         p.state is PushState.CONFLICT and p.owner == document.ref.node_id and not person_said(document)
         for p in document.pushes

@@ -1,5 +1,7 @@
 """What a manager does about each error."""
 
+from dataclasses import replace
+
 import pytest
 
 from rbdtree import errors
@@ -47,3 +49,13 @@ def test_the_same_trouble_is_counted_and_another_begins_anew() -> None:
     other = trouble(second, errors.Diverged("three", "do this"), NOW + 9, "m")
     assert (other.count, other.since, other.next_try, other.hint) == (1, NOW + 9, 0.0, "do this")
     assert kind_of(other) is Answer.PERSON
+
+
+def test_what_is_said_of_the_next_try() -> None:
+    once = trouble(None, errors.Unreachable("one"), NOW, "m")
+    assert once.again(NOW) in ("it is tried again in 1 s", "it is tried again in 2 s")
+    thrice = replace(once, count=3, next_try=NOW + 30)
+    assert thrice.again(NOW + 10) == "3 times; it is tried again in 20 s"
+    # By a manager that is gone.
+    assert thrice.again(NOW + 90) == "3 times; it was to be tried again 60 s ago"
+    assert trouble(None, errors.Diverged("x"), NOW, "m").again(NOW) == "somebody has to see to it"

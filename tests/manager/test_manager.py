@@ -88,6 +88,15 @@ def test_a_watch_that_was_lost_is_registered_long_before_the_next_poll(grove: Gr
     until(grove.level, "and wake it", 5)
 
 
+def test_a_tree_that_is_not_there_is_said(grove: Grove) -> None:
+    """Mistyped, or yet to come: then it is taken up."""
+    running = grove.run(poll=0.2, trees=frozenset({"t", "u"}))
+    until(lambda: running.heard.problems, "what is missing")
+    assert str(running.heard.problems[0]) == "there is no tree u"
+    assert {str(problem) for problem in running.heard.problems} == {"there is no tree u"}
+    until(lambda: running.held() == {"root", "m", "leaf", "c"}, "the other one is looked after")
+
+
 def test_a_schedule_cuts_when_something_changed(grove: Grove) -> None:
     grove.policy("root", tree=True, schedule="1s")
     grove.write(0, b"one" * 1000)

@@ -312,6 +312,14 @@ def test_alerts_and_dashboard_ask_for_what_is_told(told: str) -> None:
     assert asked <= there, asked - there
 
 
+def test_every_alert_is_made_to_fire() -> None:
+    """By promtool, see above."""
+    folder = DEPLOY / "prometheus"
+    alerts = set(re.findall(r"alert: (\w+)", (folder / "rbdtree.rules.yml").read_text()))
+    fired = re.findall(r"alertname: (\w+)\n +exp_alerts:", (folder / "rbdtree.rules.test.yml").read_text())
+    assert alerts - set(fired) == set()
+
+
 def test_every_alert_is_in_the_runbook() -> None:
     rules = (DEPLOY / "prometheus" / "rbdtree.rules.yml").read_text()
     pages = (TOP / "docs" / "operations.md").read_text()
