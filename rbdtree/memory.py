@@ -153,7 +153,9 @@ class Image:
     def changed(self, since: str | None, offset: int, length: int, *, whole_object: bool) -> list[Span]:
         with self._storage.guard:
             found = self._changed(since, whole_object).clip(offset, min(offset + length, self.size()))
-            return [(at, n, at // self.layout.object_bytes in self._objects) for at, n in found]
+            there = Extents.of((n * self.layout.object_bytes, self.layout.object_bytes) for n in self._objects)
+            spans = [(at, n, True) for at, n in found.intersect(there)]
+            return sorted(spans + [(at, n, False) for at, n in found.subtract(there)])
 
     def _changed(self, since: str | None, whole_object: bool) -> Extents:
         unit = self.layout.object_bytes
@@ -181,16 +183,16 @@ class Image:
                     continue
                 if not whole_object and number in start.objects:
                     low, high = max(low, change.offset), min(high, change.offset + change.length)
-                if number in self._objects or number in start.objects:
+                if number in self._objects or number in start.objects or change.late == start.at:
                     pairs.append((low, high - low))
         return Extents.of(pairs)
 
-    def written_after(self, snapshot: str, objects: list[int]) -> list[int]:
+    def written_after(self, snapshot: str, objects: list[int], skew: float) -> list[int]:
         unit = self.layout.object_bytes
         with self._storage.guard:
             at = self._find(snapshot).at
             late = {change.offset // unit for change in self._volume.changes if change.late == at}
-        return [number for number in objects if number in late]
+            return [number for number in objects if number in late and number in self._find(snapshot).objects]
 
     def own_data(self) -> bool:
         return bool(self._objects)
@@ -723,21 +725,23 @@ def protect(storage: Storage, image_id: str, name: str) -> None:
                 next(s for s in volume.snapshots if s.entry.name == name).protected = True
 
 
-def write_late(storage: Storage, image_id: str, offset: int, data: bytes) -> None:
+def write_late(storage: Storage, image_id: str, offset: int, data: bytes | None) -> None:
     """A write, inside one object, by a host that opened the image while its newest snapshot was made, and does not know
-    of it (``engine.delta``)."""
+    of it (``engine.delta``). None: it removes the object."""
     for place in storage.places.values():
         for volume in place.images.values():
             if volume.image_id == image_id:
                 unit, newest = volume.layout.object_bytes, volume.snapshots[-1]
                 number, low = offset // unit, offset % unit
                 alone = newest.objects.get(number) is volume.objects.get(number)
-                old = volume.objects.get(number, bytes(unit))
-                volume.objects[number] = old[:low] + data + old[low + len(data) :]
+                old = volume.objects.pop(number, bytes(unit))
+                if data is not None:
+                    volume.objects[number] = old[:low] + data + old[low + len(data) :]
                 if alone:
-                    newest.objects[number] = volume.objects[number]
-                at = next(storage.numbers)
-                volume.changes.append(_Change(at, offset, len(data), False, newest.at if alone else 0))
+                    newest.objects.pop(number, None)
+                    newest.objects.update({n: o for n, o in volume.objects.items() if n == number})
+                at, late = next(storage.numbers), newest.at if alone else 0
+                volume.changes.append(_Change(at, number * unit + low, len(data or old), False, late))
 
 
 def corrupt(storage: Storage, image_id: str, number: int, offset: int, data: bytes) -> None:

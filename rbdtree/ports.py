@@ -112,9 +112,10 @@ class Image(Source, Protocol):
         away.
         """
 
-    def written_after(self, snapshot: str, objects: list[int]) -> list[int]:
-        """Which of these numbered objects, as the snapshot shows them, were last written to after it was made, or very
-        shortly before. Only with a plain layout. ``NotFound`` without that snapshot."""
+    def written_after(self, snapshot: str, objects: list[int], skew: float) -> list[int]:
+        """Which of these numbered objects, as the snapshot shows them, were last written to after it was made, or up to
+        ``skew`` seconds before: it is told by two clocks. Only with a plain layout. ``NotFound`` without that snapshot.
+        """
 
     def own_data(self) -> bool:
         """Whether a clone holds an object of its own."""

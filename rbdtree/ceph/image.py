@@ -32,9 +32,7 @@ _LONG = 0.35
 """An image that took this many seconds to open (a dozen round trips) is at the end of a long link."""
 _MUCH = 64 << 20
 """Bytes read from a snapshot at the end of a long link before more connections to it are worth their making."""
-_STATS = 16
-_CLOCKS = 2.0
-"""Seconds by which the clocks of hosts and OSDs may differ: time synchronisation keeps them far closer."""
+_STATS = 4
 _LANES = 3
 """That many more: a TCP connection carries no more than its buffers hold each round trip."""
 
@@ -87,7 +85,7 @@ class Image:
             self._changed[kept] = spans
         return spans
 
-    def written_after(self, snapshot: str, objects: list[int]) -> list[int]:
+    def written_after(self, snapshot: str, objects: list[int], skew: float) -> list[int]:
         with translated(f"objects of {self._what} at {snapshot}"):
             prefix, snapshot_id = self._image.block_name_prefix(), self._image.snap_get_id(snapshot)
             made = timegm(self._image.get_snap_timestamp(snapshot_id).utctimetuple())
@@ -100,7 +98,7 @@ class Image:
             except errors.NotFound:
                 return False
             # A writer's clock, and that of an OSD.
-            return time.mktime(written) >= made - _CLOCKS
+            return time.mktime(written) >= made - skew
 
         try:
             ioctx.set_namespace(self._pool.namespace)

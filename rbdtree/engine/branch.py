@@ -25,6 +25,9 @@ _SET_BYTES = 64 << 20
 """Of an object set of a journal as librbd makes it."""
 KEPT = 86400.0
 """Seconds for which the trash keeps a discarded branch when another command finishes the discard."""
+_equal: dict[str, tuple[str, Extents]] = {}
+"""Of branches, by image: objects that look as if they were written to late, and that ``look`` found to hold nothing.
+Only for who looks again and again whether there is something to push."""
 OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
 
 
@@ -299,10 +302,11 @@ def look(node: Node, document: NodeDocument, *, briefly: bool = False) -> Branch
         changed = NOTHING
         if rough:
             older = node.pool.open(branch.image_id, branch.since)
+            known = _equal if briefly else None
             try:
                 if head.size() != older.size():
                     raise _resized(document, branch, head)
-                with closing(extents.written(head, older, branch.since, rough)) as found:
+                with closing(extents.written(node.pool, head, older, branch.since, rough, known)) as found:
                     changed = extents.collect(islice(found, 1) if briefly else found)
             finally:
                 older.close()
@@ -397,7 +401,7 @@ def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
         with closing(pool.open(image_id, since)) as older:
             if image.size() != older.size():
                 return True
-            with closing(extents.written(image, older, since, rough)) as found:
+            with closing(extents.written(pool, image, older, since, rough)) as found:
                 return any(found)
     finally:
         image.close()

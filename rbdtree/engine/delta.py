@@ -25,6 +25,8 @@ from rbdtree.ports import Image
 _THREADS = 16
 _NEAR_OBJECTS = 8
 _RUN_OBJECTS = 64
+_CLOCKS_SECONDS = 2.0
+"""By which the clocks of hosts and OSDs may differ: time synchronisation keeps them far closer."""
 
 
 def _between(image: Image, since: str, until: str | None) -> list[int]:
@@ -66,7 +68,8 @@ def exact(
     """
     size, unit = image.size(), image.layout.object_bytes
     runs = deque(_runs(within.clip(start, size), unit))
-    overlooked = _Late(image, since)
+    # What was written just before the snapshot, and again, is no rarity; without a change in between it is.
+    overlooked = _Late(image, since, 0.0 if wary else _CLOCKS_SECONDS)
 
     def ask(run: _Run) -> tuple[Extents, Extents]:
         spans = image.changed(since, run.start, run.end - run.start, whole_object=False)
@@ -101,11 +104,13 @@ def exact(
 class _Late:
     """Which objects were written to late, of those that the object maps say were written to since a snapshot."""
 
-    def __init__(self, image: Image, since: str) -> None:
+    def __init__(self, image: Image, since: str, skew: float = _CLOCKS_SECONDS) -> None:
         self._image = image
         self._since = since
+        self._skew = skew
         self._guard = Lock()
         self._written: Extents | None = None
+        self._gone = NOTHING
 
     def among(self, extents: Extents) -> Extents:
         """What of these lies in such objects."""
@@ -115,11 +120,15 @@ class _Late:
             if self._written is None:
                 spans = self._image.changed(self._since, 0, self._image.size(), whole_object=True)
                 self._written = Extents.of((at, n) for at, n, exists in spans if exists)
+                self._gone = Extents.of((at, n) for at, n, exists in spans if not exists)
         unit = self._image.layout.object_bytes
         written = _rounded(extents.intersect(self._written), unit)
         numbers = [number for at, n in written for number in range(at // unit, (at + n) // unit)]
-        found = self._image.written_after(self._since, numbers) if numbers else []
-        return extents.intersect(Extents.of((number * unit, unit) for number in found))
+        found = self._image.written_after(self._since, numbers, self._skew) if numbers else []
+        late = extents.intersect(Extents.of((number * unit, unit) for number in found))
+        # One that was removed late is in neither snapshot.
+        gone = extents.intersect(self._gone)
+        return late.union(gone) if gone else late
 
 
 def near(image: Image, since: str, until: str | None) -> Extents:
@@ -149,7 +158,7 @@ def changes(
 
 def written_late(image: Image, since: str, within: Extents) -> Extents:
     """What of this lies in objects that were written to late, whatever was written to them in time."""
-    return _Late(image, since).among(within)
+    return _Late(image, since, 0.0).among(within)
 
 
 def end_of_data(image: Image, offset: int, length: int) -> int | None:

@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from rbdtree.engine import delta
+from rbdtree.engine import delta, verify
 from rbdtree.engine.copy import chunks
 from rbdtree.engine.zeroes import differing
-from rbdtree.model.extent import Extents, Pair
-from rbdtree.model.position import tree_of_snapshot
-from rbdtree.ports import Image, Source
+from rbdtree.model.extent import NOTHING, Extents, Pair
+from rbdtree.ports import Image, Pool, Silent, Source
 
 SECTOR = 512
 """Two writers of one sector conflict; of neighbouring ones they do not."""
@@ -61,23 +60,48 @@ def compared(
                 future.cancel()
 
 
-def written(newer: Image, older: Image, since: str, rough: Extents) -> Generator[list[Pair], None, None]:
+def written(
+    pool: Pool,
+    newer: Image,
+    older: Image,
+    since: str,
+    rough: Extents,
+    equal: dict[str, tuple[str, Extents]] | None = None,
+) -> Generator[list[Pair], None, None]:
     """What a branch holds that its snapshot ``since``, open as ``older``, did not when it was taken; of the objects in
-    ``rough``."""
+    ``rough``. ``equal`` remembers, by image, objects that were looked at before and hold nothing."""
     late: list[Extents] = []
     yield from compared(newer, older, delta.exact(newer, since, rough, late=late.append))
-    if late:
-        yield list(_held(newer, since, delta.written_late(newer, since, rough)))
+    if not late:
+        return
+    # An object that was copied up, by a discard or a flatten, has a time later than its snapshots too. What counts is
+    # what differs from the base: the same whenever it is asked, whatever pushes there were in between.
+    objects = Extents.of(pair for one in late for pair in one).union(delta.written_late(newer, since, rough))
+    known = equal.get(newer.image_id, ("", NOTHING)) if equal is not None else ("", NOTHING)
+    if known[0] == since and not objects.subtract(known[1]):
+        return
+    found = _beyond_base(pool, newer, objects)
+    if found:
+        yield list(found)
+    elif equal is not None:
+        equal[newer.image_id] = since, objects
 
 
-def _held(newer: Image, since: str, objects: Extents) -> Extents:
-    """All that the branch wrote to these objects since the oldest push it knows: late writes are among it. What was
-    published already meets nobody but who changed it since."""
-    tree = tree_of_snapshot(since)
-    ours = [s.name for s in newer.snapshots() if tree_of_snapshot(s.name) == tree]
-    if not ours or ours[0] == since:
-        return objects
-    return Extents.of(pair for batch in delta.exact(newer, ours[0], objects) for pair in batch).intersect(objects)
+def _beyond_base(pool: Pool, branch: Image, objects: Extents) -> Extents:
+    """Where these objects of a branch differ from what it is a clone of. Nothing is known of one that is none any more.
+
+    By the OSDs' checksums: fstrim may have left many that are equal."""
+    ancestor = branch.ancestor()
+    if ancestor is None:
+        return NOTHING
+    base = pool.cluster.pool(ancestor.pool, ancestor.namespace).open(ancestor.image_id, ancestor.snapshot)
+    verdict = verify.Verdict("the branch", "its base")
+    try:
+        verify.compare(base, branch, None, ancestor.snapshot, verdict, Silent(), objects)
+        found = Extents.of(pair for difference in verdict.differences for pair in difference.extents)
+        return collect(compared(branch, base, iter([list(found)])))
+    finally:
+        base.close()
 
 
 def whole_sectors(extents: Extents, size: int) -> Extents:

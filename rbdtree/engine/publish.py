@@ -172,8 +172,8 @@ def _written_late(newer: Image, older: Image, since: str, objects: Extents) -> E
     """What of these objects was written late into ``since``, open as ``older``: both have it, and who stands on it may
     not have seen it. Where an object was written to in time as well that cannot be told, and nobody is refused for it.
     """
-    before = [s.name for s in newer.snapshots()]
-    before = before[: before.index(since)]
+    line = [s.name for s in newer.snapshots()]
+    before = line[: line.index(since)] if since in line else []
     if not before:
         return NOTHING
     alone = objects.subtract(delta.coarse(older, before[-1], since))

@@ -1,5 +1,6 @@
 """The bytes of a push where it lies: packed, in an image of its own, or between two snapshots of its branch."""
 
+from contextlib import closing
 from dataclasses import replace
 
 from rbdtree.engine import delta, extents, parcel
@@ -15,15 +16,14 @@ def opened(pool: Pool, push: Push) -> Image | Parcel:
 
 
 def written_late(pool: Pool, push: Push) -> bool:
-    """Whether its snapshot holds more than was sent (``delta``)."""
-    if push.packed:
+    """Whether its snapshot holds more than was sent (``delta``), in the objects that it changes."""
+    if push.staging:
         return False
     late: list[Extents] = []
-    head = pool.open(push.image_id)
-    try:
-        delta.collect(head, push.snapshot, None, late.append)
-    finally:
-        head.close()
+    with closing(pool.open(push.image_id)) as head, closing(pool.open(push.image_id, push.snapshot)) as taken:
+        rough = delta.near(head, push.snapshot, None).intersect(delta.near(taken, push.since, push.snapshot))
+        for _ in delta.exact(head, push.snapshot, rough, late=late.append):
+            pass
     return bool(late)
 
 
@@ -39,8 +39,11 @@ def changed(pool: Pool, push: Push, source: Image | Parcel) -> Extents:
         return Extents.of(push.extents)
     older = pool.open(push.image_id, push.since)
     try:
-        return extents.collect(
-            extents.written(source, older, push.since, delta.near(source, push.since, push.snapshot))
-        )
+        if push.staging:
+            # Nobody but us writes there, and no more than the push.
+            written = delta.changes(source, push.since, push.snapshot, late=lambda _: None)
+            return extents.collect(extents.compared(source, older, written))
+        near = delta.near(source, push.since, push.snapshot)
+        return extents.collect(extents.written(pool, source, older, push.since, near))
     finally:
         older.close()

@@ -202,7 +202,8 @@ def writer(generation: Generation) -> str:
 
 def struck(generations: tuple[Generation, ...], gone: frozenset[Position]) -> tuple[Generation, ...]:
     """What is left, with what it has to know of those that were in between: since when it is not the newest, what
-    changed since the one before that is left, and whether it was one node's pushes that did."""
+    changed since the one before that is left, whether it was one node's pushes that did, and whether one of them was
+    written to late."""
     since = _pinned_since(generations)
     found: list[Generation] = []
     between: list[Generation] = []
@@ -218,7 +219,8 @@ def struck(generations: tuple[Generation, ...], gone: frozenset[Position]) -> tu
             known = [delta for delta in deltas if delta is not None]
             alone = bool(found) and {writer(g) for g in between} == {writer(generation)}
             total = sum(known) if found and len(known) == len(deltas) else None
-            found.append(replace(generation, delta_bytes=total, exact=alone and generation.exact, others=()))
+            late = generation.late or any(g.late for g in between)
+            found.append(replace(generation, delta_bytes=total, exact=alone and generation.exact, others=(), late=late))
             between = []
         else:
             found.append(generation)

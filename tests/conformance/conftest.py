@@ -42,7 +42,7 @@ def settled(submit: Callable[..., None], *arguments: Any) -> Any:
     return answers[0]
 
 
-def write(image: Image, offset: int, data: bytes) -> None:
+def write(image: Image, offset: int, data: bytes | None) -> None:
     settled(image.submit_write, offset, data)
 
 
@@ -88,8 +88,9 @@ class World:
         """``rbd snap protect``"""
         raise NotImplementedError
 
-    def write_late(self, image: Image, offset: int, data: bytes) -> None:
-        """Into the head and the newest snapshot, which its writer does not know of. The image is closed."""
+    def write_late(self, image: Image, offset: int, data: bytes | None) -> None:
+        """Into the head and the newest snapshot, which its writer does not know of; None removes the object. The image
+        is closed."""
         raise NotImplementedError
 
     @property
@@ -128,7 +129,7 @@ class InMemory(World):
     def protect(self, image: Image, snapshot: str) -> None:
         memory.protect(self._storage, image.image_id, snapshot)
 
-    def write_late(self, image: Image, offset: int, data: bytes) -> None:
+    def write_late(self, image: Image, offset: int, data: bytes | None) -> None:
         memory.write_late(self._storage, image.image_id, offset, data)
 
     def fill(self) -> None:
@@ -166,7 +167,7 @@ class OnCeph(World):
         ):
             opened.protect_snap(snapshot)
 
-    def write_late(self, image: Image, offset: int, data: bytes) -> None:
+    def write_late(self, image: Image, offset: int, data: bytes | None) -> None:
         import rbd
 
         with (

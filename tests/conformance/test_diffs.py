@@ -194,18 +194,20 @@ def test_a_late_write_is_in_both_snapshots_and_told_by_its_object(world: World) 
     image.create_snapshot("s")
     image.close()
     world.write_late(image, 2 * UNIT + 100, b"late")
+    world.write_late(image, 3 * UNIT, None)
     image = world.pool.open(image.image_id, read_only=False)
     write(image, UNIT, b"y" * 4096)
     image.create_snapshot("t")
     newer, older = world.pool.open(image.image_id, "t"), world.pool.open(image.image_id, "s")
     assert newer.read(2 * UNIT + 100, 4) == older.read(2 * UNIT + 100, 4) == b"late"
     assert newer.changed("s", 0, 8 * UNIT, whole_object=False) == [(UNIT, 4096, True)]
-    assert Extents.of((at, n) for at, n, _ in newer.changed("s", 0, 8 * UNIT, whole_object=True)).total == 2 * UNIT
+    assert Extents.of((at, n) for at, n, _ in newer.changed("s", 0, 8 * UNIT, whole_object=True)).total == 3 * UNIT
     for opened in (newer, image):
-        assert opened.written_after("s", [0, 1, 2, 3, 7]) == [2]
-    assert list(delta.collect(newer, "s", "t")) == [(UNIT, 4096), (2 * UNIT, UNIT)]
+        assert opened.written_after("s", [0, 1, 2, 3, 7], 2.0) == [2]
+    assert newer.read(3 * UNIT, UNIT) == bytes(UNIT)
+    assert list(delta.collect(newer, "s", "t")) == [(UNIT, 4096), (2 * UNIT, 2 * UNIT)]
     with pytest.raises(errors.NotFound):
-        newer.written_after("none", [1])
+        newer.written_after("none", [1], 0.0)
 
 
 def test_zeroes_where_nothing_was_are_no_late_write(world: World) -> None:
@@ -218,5 +220,5 @@ def test_zeroes_where_nothing_was_are_no_late_write(world: World) -> None:
     image.create_snapshot("t")
     newer = world.pool.open(image.image_id, "t")
     assert Extents.of((at, n) for at, n, _ in newer.changed("s", 0, 8 * UNIT, whole_object=True)).total == UNIT
-    assert newer.written_after("s", [0]) == []
+    assert newer.written_after("s", [0], 2.0) == []
     assert delta.collect(newer, "s", "t").total <= 4096

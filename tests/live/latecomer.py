@@ -46,18 +46,21 @@ def build(folder: Path) -> Path | None:
     return made
 
 
-def write(ioctx: Any, image: Any, offset: int, data: bytes) -> None:
+def write(ioctx: Any, image: Any, offset: int, data: bytes | None) -> None:
     """What such a host leaves behind, without one: writes with the snapshots of before, inside one object that is
-    there, and notes it in the object map. Nobody has the image open for writing."""
+    there (None: removes it), and notes it in the object map. Nobody has the image open for writing."""
     prefix, unit = image.stat()["block_name_prefix"], image.stat()["obj_size"]
     number = offset // unit
     ioctx.set_self_managed_snap_write(sorted((int(s["id"]) for s in image.list_snaps()), reverse=True)[1:])
     try:
-        ioctx.write(f"{prefix}.{number:016x}", data, offset % unit)
+        if data is None:
+            ioctx.remove_object(f"{prefix}.{number:016x}")
+        else:
+            ioctx.write(f"{prefix}.{number:016x}", data, offset % unit)
     finally:
         ioctx.set_self_managed_snap_write([])
-    # From one object to the next: "exists", whatever it was before.
-    change = struct.pack("<QQBB", number, number + 1, 1, 0)
+    # From one object to the next: "exists", or does not, whatever it was before.
+    change = struct.pack("<QQBB", number, number + 1, data is not None, 0)
     ioctx.execute(f"rbd_object_map.{image.id()}", "rbd", "object_map_update", change)
 
 

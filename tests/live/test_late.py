@@ -122,15 +122,23 @@ def test_a_host_that_is_reminded_writes_into_no_snapshot(world: World, tmp_path:
     world.check_settled()
 
 
+def latecomer_removes(world: World, offset: int) -> None:
+    with world.ioctx("a") as ioctx, world.at("a", "vol", read_only=True) as image:
+        latecomer.write(ioctx, image, offset, None)
+
+
 def test_late_writes_into_objects_that_are_there(world: World) -> None:
     """The same without a C compiler: as that librbd leaves the image. One of them is written to in time as well."""
     tree(world)
     world.write_late("a", "vol", 5 * MIB, b"LATE")
     world.write_late("a", "vol", 17 * MIB, b"LATE")
     assert older(world, 5 * MIB, "1.1") == b"LATE"
+    latecomer_removes(world, 12 * MIB)
     world.write("root", {17 * MIB + 4096: noise(4096, 2), MIB: noise(4096, 3)})
     world.sync("", "--cut")
     assert len(heads(world)) == 1
+    with world.image("m2", read_only=True) as image:
+        assert image.read(12 * MIB, 4096) == bytes(4096)
 
 
 def test_a_portion_gets_what_of_a_late_object_it_holds(world: World) -> None:

@@ -92,3 +92,48 @@ def test_a_push_over_the_roots_late_write_is_refused(tree: Volume) -> None:
     tree.push("m")
     tree.sync()
     equal(tree, trash=True)
+
+
+def test_a_trimmed_branch_holds_nothing(tree: Volume) -> None:
+    """A discard beside what an object holds copies that up, with a time later than any snapshot: nothing to push, once
+    and again."""
+    tree.root_write({4 * MIB: noise(4096, 1), 8 * MIB: noise(MIB, 2)})
+    tree.cut()
+    tree.sync()
+    tree.branch("k")
+    with tree.on_branch("k") as image:
+        image.discard(4 * MIB + 4096, 4 * MIB - 4096)
+        image.discard(9 * MIB, 3 * MIB)
+        image.discard(12 * MIB, 4 * MIB)
+    before = tree.document("root").newest_position
+    for _ in range(2):
+        tree.push("k")
+    assert tree.document("root").newest_position == before
+    # What is written then goes up alone.
+    tree.put("k", {4 * MIB + 512: b"k" * 512})
+    tree.push("k")
+    with tree.image("root", read_only=True) as image:
+        changed: list[tuple[int, int]] = []
+        name = f"rbdtree.{tree.document('root').tree_id[:8]}.{before}"
+        image.diff_iterate(0, image.size(), name, lambda at, n, _: changed.append((at, n)))
+    assert changed == [(4 * MIB + 512, 512)]
+    tree.sync()
+    tree.settled()
+
+
+def test_an_own_push_with_a_late_write_comes_from_above(tree: Volume) -> None:
+    """Pushes that went before are forgotten by then: what is pushed is the same all the same."""
+    tree.put("m", {MIB: noise(8192, 1)})
+    tree.push("m")
+    tree.sync()
+    with tree.on_branch("m"):
+        tree.put("m", {MIB + 8192: noise(4096, 2)})
+        tree.push("m")
+        site, image = branch_of(tree, "m")
+    tree.write_late(site, image, MIB + 1024, b"late")
+    tree.expect({MIB + 1024: b"late"})
+    tree.root_write({2 * MIB: noise(4096, 3)})
+    tree.cut()
+    tree.push("m")
+    tree.sync()
+    tree.settled()
