@@ -119,11 +119,14 @@ def test_what_a_slow_child_pins_is_counted() -> None:
 
     def cost(sites: Any) -> Any:
         node, _ = forest.document_of(trees.tree(sites).member("root"))
-        return {(h.kind, h.position.sequence): h.pinned_bytes for h in holds.listed(node)}
+        return {(h.kind, h.position.sequence, h.reason): h.pinned_bytes for h in holds.listed(node)}
 
     trees.retain_at("root", {"keep": "last 1"})
     assert positions(trees, "root") == [1, 5]
-    assert trees.work(cost) == {("base", 1): 4 * UNIT}
+    assert trees.work(cost) == {
+        ("base", 1, "base of t/n2"): 4 * UNIT,
+        ("need", 1, "t/n4 was last seen there"): 4 * UNIT,
+    }
     found = trees.retain_at("root", {"keep": "last 1", "max_pinned_bytes": str(4 * UNIT)})
     assert not found.resyncs
     found = trees.retain_at("root", {"keep": "last 1", "max_pinned_bytes": str(4 * UNIT - 1)})

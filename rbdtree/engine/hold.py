@@ -11,12 +11,15 @@ from rbdtree.model.name import check_name
 from rbdtree.model.position import Generation, Position
 from rbdtree.plan.retain import kept_by_rules
 
+NEED = "need"
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One hold. ``kind``: ``base`` (of an edge), ``branch``, ``map`` (of a host) or ``user``; ``name``: to end it by,
-    where that can be done; ``pinned_bytes``: what would be freed if this generation alone went (None: not asked, or its
-    snapshot is gone); ``ruled``: a keep rule spares it anyway."""
+    """One hold. ``kind``: ``base`` (of an edge), ``branch``, ``map`` (of a host), ``user``, or ``need`` (no hold, but
+    retention keeps the generation for it); ``name``: to end it by, where that can be done; ``pinned_bytes``: what would
+    be freed if this generation alone went (None: not asked, or its snapshot is gone); ``ruled``: a keep rule spares it
+    anyway."""
 
     node: str
     position: Position
@@ -94,27 +97,30 @@ def name_of(hold: Hold) -> str:
 
 
 def listed(node: Node, *, sizes: bool = True) -> list[Holding]:
-    """Oldest generation first. ``sizes``: with what each takes, for which the images are asked."""
+    """Oldest generation first; after the holds whatever else retention keeps an older one for. ``sizes``: with what it
+    takes, and what is protected, for which the images are asked."""
     document = node.read()
-    ruled = {position for position, _ in kept_by_rules(document.generations, retain.stock_of(document).keep)}
-    there = _there(node, document) if sizes else ()
+    there, protected = _there(node, document) if sizes else ((), frozenset[Position]())
+    stock = retain.stock_of(document, protected)
+    ruled = {position for position, _ in kept_by_rules(document.generations, stock.keep)}
+    rows = [(hold.position, _kind(hold), name_of(hold), hold.reason) for hold in document.holds]
+    said = {(hold.position, text) for hold in document.holds for text in (hold.reason, retain.describe(hold))}
+    newest = document.newest_position
+    for need in stock.needs:
+        if (need.position, need.reason) in said or not document.generation(need.position):
+            continue
+        if newest and need.position < newest:
+            said.add((need.position, need.reason))
+            rows.append((need.position, NEED, "", need.reason))
     taken: dict[Position, int | None] = {}
     found = []
-    for hold in sorted(document.holds, key=lambda h: (h.position, h.owner)):
-        generation = document.generation(hold.position)
-        if hold.position not in taken:
-            taken[hold.position] = _taken(node, document, there, hold.position) if sizes else None
+    for position, kind, name, reason in sorted(rows, key=lambda row: (row[0], row[1] == NEED)):
+        generation = document.generation(position)
+        if position not in taken:
+            taken[position] = _taken(node, document, there, position) if sizes else None
+        created = generation.created if generation else 0.0
         found.append(
-            Holding(
-                document.full_name,
-                hold.position,
-                generation.created if generation else 0.0,
-                _kind(hold),
-                name_of(hold),
-                hold.reason,
-                taken[hold.position],
-                hold.position in ruled,
-            )
+            Holding(document.full_name, position, created, kind, name, reason, taken[position], position in ruled)
         )
     return found
 
@@ -136,15 +142,16 @@ def _holding_node(node: Node) -> NodeDocument:
     return document
 
 
-def _there(node: Node, document: NodeDocument) -> tuple[Generation, ...]:
-    if document.kind is Kind.CLONE or not document.holds:
-        return ()
+def _there(node: Node, document: NodeDocument) -> tuple[tuple[Generation, ...], frozenset[Position]]:
+    """The generations whose snapshots are there, and those that somebody protected."""
+    if document.kind is Kind.CLONE:
+        return (), frozenset()
     try:
         image = node.pool.open(document.image_id)
     except errors.NotFound:
-        return ()
+        return (), frozenset()
     try:
-        return ends.present(document, image)
+        return ends.present(document, image), retain.protected_in(image, document)
     finally:
         image.close()
 

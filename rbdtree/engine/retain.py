@@ -72,7 +72,7 @@ def retain(sites: Sites, node: Node, claim: Claim | None, now: float, *, dry_run
             return found
         if claim and change:
             claim.free(image)
-        stock = _stock(document, image)
+        stock = stock_of(document, protected_in(image, document))
         if claim and _ended_by_age(stock, now):
             found.skewed = _skew(claim, now + time.monotonic() - began)
         if found.skewed:
@@ -106,13 +106,13 @@ def leftovers(document: NodeDocument, image: Image) -> list[str]:
     return found
 
 
-def _stock(document: NodeDocument, image: Image) -> Stock:
-    protected = frozenset(
+def protected_in(image: Image, document: NodeDocument) -> frozenset[Position]:
+    """Generations whose snapshots somebody protected, RBD's way to say that they must stay."""
+    return frozenset(
         g.position
         for g in ends.present(document, image)
         if image.protected(snapshot_name(document.tree_id, g.position))
     )
-    return stock_of(document, protected)
 
 
 def _ended_by_age(stock: Stock, now: float) -> bool:
