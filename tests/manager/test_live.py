@@ -140,8 +140,9 @@ def test_a_tree_keeps_itself_in_sync(managed: Managed) -> None:
     assert any(e["node"] == "leaf" and e.get("written_bytes", 0) >= 2 * MIB for e in cycles), cycles
 
 
-def test_cut_through_between_managers(managed: Managed, tmp_path: Path) -> None:
-    """One manager an edge, each with the keys of that edge only: the leaf takes the delta while it arrives at its
+@pytest.mark.parametrize("managers", [1, 2])
+def test_cut_through(managed: Managed, tmp_path: Path, managers: int) -> None:
+    """In one manager; and in two, each with the keys of one edge only. The leaf takes the delta while it arrives at its
     parent, and never has a generation that its parent has not."""
     managed.init(size=96 * MIB)
     managed.add("m", "root", "mirror", "b")
@@ -153,8 +154,8 @@ def test_cut_through_between_managers(managed: Managed, tmp_path: Path) -> None:
     upper, lower = tmp_path / "ab.toml", tmp_path / "bc.toml"
     upper.write_text("\n\n".join(sites[:2]))
     lower.write_text("\n\n".join(sites[1:]))
-    managed.manage(config=upper)
-    managed.manage(config=lower)
+    for config in (upper, lower) if managers == 2 else (managed.pools.config,):
+        managed.manage(config=config)
     until(lambda: len([w for w in managed.holders().values() if w]) == 3, "each edge is somebody's")
     managed.write("root", {at * MIB: noise(MIB, at) for at in range(4, 44)})
     managed.cut()
