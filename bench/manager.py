@@ -106,7 +106,7 @@ class Grove:
         self.hand.write([self.name], self.shape.pieces(pieces, 64 << 10))
 
     def cut_to_level(self, names: list[str], manager: Manager) -> float:
-        """Seconds from the end of the cut; seen by reading documents, ten times a second at most."""
+        """Seconds from the start of the cut; seen by reading documents, ten times a second at most."""
         began = time.monotonic()
         position = tool.ask(self.sites, self.sites.a, "cut", self.name)["generation"]
         self._watch(names, position, manager)

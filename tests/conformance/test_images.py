@@ -394,3 +394,14 @@ def test_nothing_is_cleared_when_another_image_has_the_name_as_well(pools: Any) 
     assert world.pool.clear_half_made("half") is None
     assert world.pool.image_id("half") == left
     assert world.pool.open(whole).size() == UNIT
+
+
+def test_a_reminder_tells_of_no_failure(world: World) -> None:
+    """Whoever has the image open, or nobody, or no such image."""
+    image = world.image()
+    for wait in (True, False):
+        for image_id in (image.image_id, "123456789abc"):
+            world.pool.remind(image_id, wait=wait)
+    write(image, 0, b"x" * UNIT)
+    image.close()
+    world.pool.remind(image.image_id, wait=True)
