@@ -10,6 +10,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+import forked
+
 
 @dataclass(frozen=True)
 class Done:
@@ -27,26 +29,26 @@ class Done:
 
 def start(words: tuple[object, ...], **environment: str) -> "subprocess.Popen[str]":
     """The command of this checkout or installation, with no configuration but the one it is told of."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RBDTREE_")}
     return subprocess.Popen(
         [sys.executable, "-m", "rbdtree_cli.main", *map(str, words)],
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**kept, "HOME": "/nonexistent", "PYTHONFAULTHANDLER": "1", **environment},
+        env=_environment(environment),
     )
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RBDTREE_")}
+    return {**kept, "HOME": "/nonexistent", "PYTHONFAULTHANDLER": "1", **more}
 
 
 def run(*words: object, code: int | None = 0, seconds: float = 60, **environment: str) -> Done:
     """A command to its end; ``code`` None: whatever it exits with."""
-    process = start(words, **environment)
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    done = Done(tuple(map(str, words)), process.returncode, out, err)
-    assert "Traceback" not in err, err
+    ended = forked.run(words, env=_environment(environment), seconds=seconds)
+    done = Done(tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr)
+    assert "Traceback" not in done.err, done.err
     assert code is None or done.code == code, done
     return done
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
+
 from live import latecomer
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import look
@@ -102,9 +104,7 @@ class World:
     def cli(self, *words: object, code: int | None = 0, seconds: float = 60) -> Done:
         """A command to its end. ``code``: the exit code it must have, None for any."""
         began = time.monotonic()
-        ended = subprocess.run(
-            self._command(words), capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
-        )
+        ended = forked.run(["--config", self.pools.config, *words], seconds=seconds)
         done = Done(tuple(map(str, words)), ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began)
         if code is not None:
             assert done.code == code, f"exit code {done.code}, not {code}: {done}"
