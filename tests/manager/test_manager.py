@@ -263,8 +263,8 @@ def test_a_fenced_manager_takes_its_own_edges_again(grove: Grove) -> None:
     who = next(m for m in (first, second) if "m" in m.held())
     grove.storages["b"].fence(who.manager._sites.cluster("b").address())
     # Not whether it has the edge: that may be its own again before anybody looks.
-    until(lambda: ("m", "lost") in who.heard.edges, "it hears of it")
-    until(lambda: "m" in first.held() | second.held(), "somebody has it", 15)
+    until(lambda: ("m", "lost") in who.heard.edges, "it hears of it", 60)
+    until(lambda: "m" in first.held() | second.held(), "somebody has it", 60)
 
 
 def test_who_is_slow_to_answer_is_given_edges_too(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
