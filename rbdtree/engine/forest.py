@@ -4,7 +4,7 @@ A node whose cluster does not answer is shown from what its parent was last told
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -105,10 +105,12 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """All trees, and the errors of the sites (or documents) that could not be read."""
+    """All trees, and the errors of the sites (or documents) that could not be read. ``unread``: by site, why what is
+    not told of it may be there all the same."""
 
     trees: tuple[Tree, ...]
     problems: tuple[errors.Error, ...] = ()
+    unread: Mapping[str, errors.Error] = field(default_factory=dict)
 
     def tree(self, name: str) -> Tree:
         """By name or by (the beginning, 8 digits at least, of) its id."""
@@ -176,7 +178,7 @@ def look(sites: Sites, tree: str | None = None) -> Forest:
                 _hearsay(found_tree, member.ref.node_id, member.document.children, silent)
     problems = [error for at_site in found for error in at_site.problems]
     problems += [error for at_site in found for *_, error in at_site.broken]
-    return Forest(tuple(sorted(trees.values(), key=lambda t: t.name)), tuple(problems))
+    return Forest(tuple(sorted(trees.values(), key=lambda t: t.name)), tuple(problems), silent)
 
 
 def _site(sites: Sites, site: str, tree: str | None) -> _Found:

@@ -93,6 +93,9 @@ class Keeper:
         """When it was last told there, and then read, who is there: the beginning of that."""
         self._heard: dict[str, Heard] = {}
         self._spoke = 0.0
+        self._fenced = False
+        self._renewed = -math.inf
+        """When the connection was replaced last."""
         self._asking: dict[Place | Held, Future[None]] = {}
         self._threads: dict[Place, ThreadPoolExecutor] = {}
         self._wake = threading.Event()
@@ -128,6 +131,12 @@ class Keeper:
     def look(self) -> None:
         """Tells and lists at once, as after a change of load."""
         self._wake.set()
+
+    def cut_off(self, when: float) -> None:
+        """This client was found fenced there, at this time or later: where nothing is held nobody would hear of it."""
+        if when > self._renewed:
+            self._fenced = True
+            self._wake.set()
 
     # -- locks on edges
 
@@ -204,12 +213,15 @@ class Keeper:
             self._wake.clear()
             began = time.monotonic()
             try:
+                if self._fenced:
+                    raise errors.Fenced(f"this client was fenced at site {self.site}")
                 self._renew()
             except errors.Fenced as error:
                 # Somebody took over from us while we stood still: this connection can do nothing any more.
                 self.error = error
                 self._lose(math.inf)
                 self._sites.renew(self.site)
+                self._fenced, self._renewed = False, time.monotonic()
             except errors.Error as error:
                 self.error = error
             self._wake.wait(began + _RENEW - time.monotonic())

@@ -102,7 +102,7 @@ class Manager:
         self._kicked = True
         self._rescan = True
         self._scanning = False
-        self._found: tuple[Forest, list[Listened]] | None = None
+        self._found: tuple[Forest, list[Listened], float] | None = None
         self._taken: list[tuple[Unit, str | None, errors.Error | None]] = []
         self._site_of: dict[str, str] = {}
         self._window = copying.Window(copying.WINDOW)
@@ -245,12 +245,13 @@ class Manager:
         try:
             # On a thread of its own: to end a connection may take as long as its cluster does not answer.
             threading.Thread(target=self._sites.end_retired, name="retire", daemon=True).start()
+            began = time.monotonic()
             forest = look(self._sites)
             wanted = {one for unit in list(self.units.values()) for one in unit.listens(self._site_of, self.units)}
             # Silent ones are listened to by the look that follows their answer.
             anew = self._watches.listen(wanted | self._directories(), frozenset(self._silent))
             with self._moved:
-                self._found = forest, anew
+                self._found = forest, anew, began
         except errors.Error as error:
             self._listener.problem(error)
         except Exception as error:
@@ -263,9 +264,12 @@ class Manager:
         places = {(self._site_of[u.ref.fsid], *u.place) for u in self.units.values() if u.ref.fsid in self._site_of}
         return {Listened(*place, DIRECTORY) for place in places}
 
-    def _take_in(self, forest: Forest, anew: list[Listened]) -> None:
+    def _take_in(self, forest: Forest, anew: list[Listened], began: float) -> None:
         for problem in forest.problems:
             self._listener.problem(problem)
+        for site, problem in forest.unread.items():
+            if isinstance(problem, errors.Fenced):
+                self._keepers[site].cut_off(began)
         there = {name for tree in forest.trees for name in (tree.name, tree.tree_id)}
         for name in self._wish.trees - there if not forest.problems else ():
             # It may come yet.
@@ -325,8 +329,9 @@ class Manager:
                 del self.units[node_id]
 
     def _unreachable(self, unit: Unit, forest: Forest) -> bool:
-        keeper = self._keepers[unit.ref.site]
-        return not keeper.answers() or any(isinstance(p, errors.Unreachable) for p in forest.problems)
+        site = unit.ref.site
+        silent = any(isinstance(p, errors.Unreachable) for p in forest.problems)
+        return silent or site in forest.unread or not self._keepers[site].answers()
 
     # -- whose it is
 
@@ -545,8 +550,7 @@ class Manager:
             kind = answer.answer(cycle.error)
             if kind is answer.Answer.STOP:
                 if isinstance(cycle.error, errors.Fenced) and not unit.leave.is_set():
-                    # Another worker took the node from us: we stood still, and our client may have been fenced.
-                    self._keepers[unit.ref.site].look()
+                    self._fenced(unit)
                 unit.not_before = now + 1.0
             elif cycle.trouble:
                 # As it was said, where it was said: everybody who looks sees the same.
@@ -575,6 +579,12 @@ class Manager:
         if policy.scrub and not unit.is_root:
             soon.append(max(unit.scrub_due, now + 0.1))
         unit.due = min(soon)
+
+    def _fenced(self, unit: Unit) -> None:
+        """Another worker took the node from us: we stood still, and our client at either end may have been fenced."""
+        for keeper in self._keepers.values():
+            if keeper.fsid in unit.needs:
+                keeper.look()
 
     @staticmethod
     def _next_cut(unit: Unit) -> float:

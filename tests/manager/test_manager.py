@@ -267,6 +267,30 @@ def test_a_fenced_manager_takes_its_own_edges_again(grove: Grove) -> None:
     until(lambda: "m" in first.held() | second.held(), "somebody has it", 60)
 
 
+def test_a_fenced_manager_that_looks_first_finds_its_nodes_again(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a lock there is renewed: what its directory has it cannot tell, but nothing there is gone."""
+    grove.cut()
+    running = grove.run(poll=0.2)
+    until(lambda: len(running.held()) == 4, "it has all edges")
+    until(grove.level, "all is level")
+    go, renew = threading.Event(), keeper.Keeper._renew
+
+    def waiting(self: keeper.Keeper) -> None:
+        go.wait(30)
+        renew(self)
+
+    monkeypatch.setattr(keeper.Keeper, "_renew", waiting)
+    for site in "bc":
+        grove.storages[site].fence(running.manager._sites.cluster(site).address())
+    looks = len(running.heard.problems)
+    until(lambda: len(running.heard.problems) > looks + 4, "it has looked more than once")
+    go.set()
+    grove.write(0, b"one" * 1000)
+    grove.cut()
+    until(grove.level, "what is new is brought everywhere", 60)
+    until(lambda: len(running.held()) == 4, "it has all edges again", 60)
+
+
 def test_who_is_slow_to_answer_is_given_edges_too(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at all lists takes longer than a moment."""
     enlist = memory.Pool.enlist

@@ -385,6 +385,8 @@ class Soak:
         self.gauge.check()
         for manager in self.stage.managers:
             within(45, f"{manager.name} has begun", manager.listens)
+        within(60, "no manager has any trouble left", self._untroubled)
+        for manager in self.stage.managers:
             manager.signal(signal.SIGTERM)
         for manager in self.stage.managers:
             code = manager.wait(60)
@@ -400,6 +402,17 @@ class Soak:
         assert all(node["equal"] for node in verdict["nodes"]), verdict
         assert not self._missing(self.documents()["root"])
         self.world.check_settled(strays=False)
+
+    def _untroubled(self) -> bool:
+        """Two looks of every manager, and whatever it did meanwhile, met no error."""
+        since = time.time() - 12
+        for manager in self.stage.managers:
+            for event in reversed(manager.events()):
+                if datetime.fromisoformat(event["timestamp"].replace("Z", "+00:00")).timestamp() < since:
+                    break
+                if event.get("error"):
+                    return False
+        return True
 
     def take_apart(self) -> None:
         """The tree goes: nothing of ours may be left on any cluster but images in the trash, which expire."""
