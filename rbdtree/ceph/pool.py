@@ -386,7 +386,7 @@ class Pool:
 
     def remind(self, image_id: str, *, wait: bool) -> None:
         # A notification without content is the oldest there is, "the header has changed": librbd and the kernel read
-        # the header again before their next request. librbd 16 to 20 does not after it has begun to watch.
+        # the header again before their next request. librbd 16 and 18 do not after they have begun to watch.
         header = f"rbd_header.{image_id}"
         if not wait:
             self.notify(header)

@@ -25,9 +25,9 @@ _SET_BYTES = 64 << 20
 """Of an object set of a journal as librbd makes it."""
 KEPT = 86400.0
 """Seconds for which the trash keeps a discarded branch when another command finishes the discard."""
-_equal: dict[str, tuple[str, Extents]] = {}
-"""Of branches, by image: objects that look as if they were written to late, and that ``look`` found to hold nothing.
-Only for who looks again and again whether there is something to push."""
+_equal: dict[tuple[str, str], tuple[str, Extents]] = {}
+"""Of branches, by cluster and image: objects that look as if they were written to late, and that ``look`` found to hold
+nothing. Only for who looks again and again whether there is something to push."""
 OPEN_STATES = (PushState.TAKING, PushState.STAGED, PushState.SENT, PushState.CONFLICT)
 
 

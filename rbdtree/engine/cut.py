@@ -190,7 +190,7 @@ def cut(node: Node) -> Generation:
 
 
 def measure(node: Node, document: NodeDocument, intent: Intent) -> tuple[int | None, bool]:
-    """Bytes that changed since the generation before, and whether that was, or may have been, written to late.
+    """Bytes that changed since the generation before, and whether that was written to late, as far as was looked.
 
     Whole objects when there are very many, None when it is not cheap to know."""
     until = snapshot_name(document.tree_id, intent.target)
@@ -203,11 +203,8 @@ def measure(node: Node, document: NodeDocument, intent: Intent) -> tuple[int | N
         if not image.fast_diff():
             return None, False
         rough = delta.coarse(image, since, until)
-        if since is None:
+        if since is None or rough.total > _EXACT_OBJECTS * image.layout.object_bytes:
             return rough.total, False
-        if rough.total > _EXACT_OBJECTS * image.layout.object_bytes:
-            # Not looked at: whoever copies so much looks on the way.
-            return rough.total, True
         late: list[Extents] = []
         exact = sum(length for batch in delta.exact(image, since, rough, late=late.append) for _, length in batch)
         return exact + sum(extents.total for extents in late), bool(late)

@@ -4,7 +4,7 @@ The cheap diff (object maps) names the objects; only those are asked for their e
 with what changed, not with the size of the image: an exact diff of a 1 TiB image asks 262,144 objects.
 
 The maps also tell what an exact diff cannot. librbd reads an image's snapshots when it opens it, and only then asks to
-be told of new ones (16 to 20: image/OpenRequest.cc, refresh, then watch): a host that opens an image while a snapshot
+be told of new ones (16 and 18: image/OpenRequest.cc, refresh, then watch): a host that opens an image while a snapshot
 is made may never hear of that snapshot, and writes into it, until the next one. Its late writes are in both snapshots,
 so no diff of bytes has them, and whoever copied the older one before lacks them. But the object map, which it loads
 when it takes the lock, says that it wrote; and RADOS says when, of the object that the older snapshot shows. Such
@@ -122,13 +122,12 @@ class _Late:
                 self._written = Extents.of((at, n) for at, n, exists in spans if exists)
                 self._gone = Extents.of((at, n) for at, n, exists in spans if not exists)
         unit = self._image.layout.object_bytes
-        written = _rounded(extents.intersect(self._written), unit)
-        numbers = [number for at, n in written for number in range(at // unit, (at + n) // unit)]
-        found = self._image.written_after(self._since, numbers, self._skew) if numbers else []
-        late = extents.intersect(Extents.of((number * unit, unit) for number in found))
+        numbers = [n for at, length in _rounded(extents, unit) for n in range(at // unit, (at + length) // unit)]
+        there = [n for n in numbers if self._written.overlaps(n * unit, (n + 1) * unit)]
+        found = self._image.written_after(self._since, there, self._skew) if there else []
         # One that was removed late is in neither snapshot.
-        gone = extents.intersect(self._gone)
-        return late.union(gone) if gone else late
+        found += [n for n in numbers if self._gone.overlaps(n * unit, (n + 1) * unit)]
+        return extents.intersect(Extents.of((n * unit, unit) for n in found)) if found else NOTHING
 
 
 def near(image: Image, since: str, until: str | None) -> Extents:

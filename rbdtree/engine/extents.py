@@ -66,10 +66,10 @@ def written(
     older: Image,
     since: str,
     rough: Extents,
-    equal: dict[str, tuple[str, Extents]] | None = None,
+    equal: dict[tuple[str, str], tuple[str, Extents]] | None = None,
 ) -> Generator[list[Pair], None, None]:
     """What a branch holds that its snapshot ``since``, open as ``older``, did not when it was taken; of the objects in
-    ``rough``. ``equal`` remembers, by image, objects that were looked at before and hold nothing."""
+    ``rough``. ``equal`` remembers, by cluster and image, objects that were looked at before and hold nothing."""
     late: list[Extents] = []
     yield from compared(newer, older, delta.exact(newer, since, rough, late=late.append))
     if not late:
@@ -77,14 +77,15 @@ def written(
     # An object that was copied up, by a discard or a flatten, has a time later than its snapshots too. What counts is
     # what differs from the base: the same whenever it is asked, whatever pushes there were in between.
     objects = Extents.of(pair for one in late for pair in one).union(delta.written_late(newer, since, rough))
-    known = equal.get(newer.image_id, ("", NOTHING)) if equal is not None else ("", NOTHING)
+    key = pool.fsid, newer.image_id
+    known = equal.get(key, ("", NOTHING)) if equal is not None else ("", NOTHING)
     if known[0] == since and not objects.subtract(known[1]):
         return
     found = _beyond_base(pool, newer, objects)
     if found:
         yield list(found)
     elif equal is not None:
-        equal[newer.image_id] = since, objects
+        equal[key] = since, objects
 
 
 def _beyond_base(pool: Pool, branch: Image, objects: Extents) -> Extents:

@@ -46,8 +46,8 @@ class Generation:
     somebody else wrote as well (empty: not known). ``arrived`` is when this node had it (0: when it was cut),
     ``followed`` when it had the next one, where that is gone since (0: it is there still, or never came).
     ``portion``: the ranges of the volume that this node holds of it (empty: all), which may differ from node to node.
-    ``late``, at the root: the generation before was, or may have been, written to after it was made (``engine.delta``):
-    then what changed in an object since is not all that a copy of that generation lacks of it.
+    ``late``, at the root: the generation before was seen to be written to after it was made (``engine.delta``): then
+    what changed in an object since may not be all that a copy of that generation lacks of it.
     """
 
     position: Position

@@ -1,5 +1,5 @@
 """A host that is still opening an image while a snapshot of it is made: librbd as it is, held up for as long as wanted
-between its reading the header and its watching it (Ceph 16 to 20: image/OpenRequest.cc).
+between its reading the header and its watching it (Ceph 16 and 18: image/OpenRequest.cc).
 
     python latecomer.py CONF POOL IMAGE       with LD_PRELOAD=(what ``build`` made), LATE_SIGN=FILE, LATE_GO=FILE
 

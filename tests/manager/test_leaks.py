@@ -5,7 +5,6 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,6 @@ from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.service import Listener
 from rbdtree.manager.unit import Unit
 from rbdtree.model import document
-from rbdtree.model.document import Kind
 
 from .forest import Grove, until
 
@@ -32,16 +30,6 @@ class Counting(Listener):
     @property
     def seen(self) -> int:
         return sum(self.cycles.values())
-
-
-@pytest.fixture
-def grove() -> Iterator[Grove]:
-    made = Grove()
-    made.add("m", "root", Kind.MIRROR, "b")
-    made.add("leaf", "m", Kind.MIRROR, "c")
-    made.add("c", "root", Kind.CLONE, "a")
-    yield made
-    made.close()
 
 
 @pytest.mark.timeout(240)

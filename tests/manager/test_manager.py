@@ -25,16 +25,6 @@ from rbdtree.ports import EDGE, WORK
 from .forest import PLACE, Grove, until
 
 
-@pytest.fixture
-def grove() -> Iterator[Grove]:
-    made = Grove()
-    made.add("m", "root", Kind.MIRROR, "b")
-    made.add("leaf", "m", Kind.MIRROR, "c")
-    made.add("c", "root", Kind.CLONE, "a")
-    yield made
-    made.close()
-
-
 def test_a_cut_travels_at_once(grove: Grove) -> None:
     grove.run(poll=60.0)
     grove.write(0, b"one" * 1000)
