@@ -9,6 +9,7 @@ further down that was last seen there, ``3:!`` something that no limit ends.
 import calendar
 import datetime
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -252,3 +253,9 @@ def test_what_changed_in_between_is_added_up() -> None:
     assert [g.delta_bytes for g in struck(line, frozenset({at(2)}))] == [1, 30, None, 1]
     assert [g.delta_bytes for g in struck(line, frozenset({at(4)}))] == [1, 10, 20, None]
     assert [g.delta_bytes for g in struck(line, frozenset({at(1), at(2)}))] == [None, None, 1]
+
+
+def test_that_one_was_written_to_late_is_remembered() -> None:
+    line = (written(1), replace(written(2), late=True), written(3), written(4))
+    assert [g.late for g in struck(line, frozenset({at(2)}))] == [False, True, False]
+    assert [g.late for g in struck(line, frozenset({at(3)}))] == [False, True, False]
