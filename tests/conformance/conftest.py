@@ -17,7 +17,7 @@ SMALL = Layout(UNIT, UNIT, 1)
 _names = itertools.count(1)
 
 
-def wait_until(question: Callable[[], Any], seconds: float = 15) -> Any:
+def wait_until(question: Callable[[], Any], seconds: float = 60) -> Any:
     """The first true answer."""
     deadline = time.monotonic() + seconds
     while not (answer := question()):

