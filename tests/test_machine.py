@@ -1044,7 +1044,9 @@ def test_a_delta_passes_on_while_it_arrives() -> None:
 def test_a_round_that_trusts_a_parent_that_moved_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay.Relay, "_still", lambda *_: True)
     with pytest.raises(AssertionError):
-        relayed_everywhere()
+        # Not each order in which threads run meets it.
+        for _ in range(10):
+            relayed_everywhere()
 
 
 def test_progress_that_counts_what_was_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
