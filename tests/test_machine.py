@@ -977,11 +977,11 @@ def more(trees: Trees) -> None:
     trees.cut(None, "before")
 
 
-def relayed_everywhere() -> int:
+def relayed_everywhere(times: int = 1) -> int:
     """The parent stops in the middle, the child takes what is there, somebody else interferes; all come together."""
     twists = ("", "again", "next", "shrink", "diverge")
     cases = [*itertools.product(range(1, 6), twists, (0,)), *((2, "mid-round", then) for then in range(1, 16))]
-    return sum(relayed_once(*case) for case in cases)
+    return sum(relayed_once(*case) for case in cases * times)
 
 
 def relayed_once(after: int, twist: str, then: int) -> bool:
@@ -1045,8 +1045,7 @@ def test_a_round_that_trusts_a_parent_that_moved_on_is_found(monkeypatch: pytest
     monkeypatch.setattr(relay.Relay, "_still", lambda *_: True)
     with pytest.raises(AssertionError):
         # Not each order in which threads run meets it.
-        for _ in range(10):
-            relayed_everywhere()
+        relayed_everywhere(10)
 
 
 def test_progress_that_counts_what_was_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
