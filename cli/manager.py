@@ -17,8 +17,9 @@ from rbdtree.host import quiesce
 from rbdtree.manager import notify
 from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.roster import roster
-from rbdtree.manager.service import Listener, Manager, Wish
+from rbdtree.manager.service import Manager
 from rbdtree.manager.unit import Unit
+from rbdtree.manager.wish import Listener, Wish
 from rbdtree.model.schedule import parse_duration
 
 from . import completion, options, render

@@ -14,8 +14,9 @@ from prometheus_client.core import GaugeMetricFamily
 from rbdtree import __version__, errors
 from rbdtree.manager import answer
 from rbdtree.manager.cycle import Cycle
-from rbdtree.manager.service import Listener, Manager
+from rbdtree.manager.service import Manager
 from rbdtree.manager.unit import Unit
+from rbdtree.manager.wish import Listener
 from rbdtree.model.document import Kind, NodeDocument, PushState
 from rbdtree.plan.behind import Behind, behind, pinned
 from rbdtree.plan.health import may_stay, still_seconds, unscrubbed_since
@@ -117,11 +118,11 @@ class Metrics(Listener):
         units = [unit for unit in list(manager.units.values()) if unit.held]
         yield _plain("edges_held", "Edges (and roots) that are this manager's", len(units))
         yield _plain("edges_known", "Edges (and roots) that this manager may work on", len(manager.units))
-        yield _plain("managers", "Managers seen on the sites, this one among them", len(manager.peers()))
+        yield _plain("managers", "Managers seen on the sites, this one among them", len(manager.tenure.peers()))
         yield _plain("looked_timestamp_seconds", "When all documents were looked at last", manager.looked)
         yield _plain("started_timestamp_seconds", "When this manager began", manager.began)
         up = GaugeMetricFamily("rbdtree_site_up", "Whether a site answers", labels=["site"])
-        for site, error in manager.site_errors().items():
+        for site, error in manager.tenure.site_errors().items():
             up.add_metric([site], float(error is None))
         yield up
         is_held = GaugeMetricFamily(

@@ -14,9 +14,9 @@ from rbdtree.plan.retain import Stock
 
 @dataclass(eq=False)
 class Unit:
-    """Times are of the monotonic clock, but for ``ticked``. The dispatcher's thread alone changes it, except for what a
-    cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``, ``retained``, ``retain_looked``,
-    ``trouble``, ``weighed``, ``unpublished_bytes``."""
+    """Times are of the monotonic clock, but for ``ticked``. The manager's own thread alone changes it, except for what
+    a cycle, while it runs, finds: ``document``, ``ticked``, ``pushed``, ``scrub_due``, ``retained``, ``retain_looked``,
+    ``trouble``, ``weighed``, ``unpublished_bytes``, ``whole_due``."""
 
     ref: NodeRef
     document: NodeDocument
@@ -80,6 +80,9 @@ class Unit:
     @property
     def policy(self) -> Policy:
         return effective(self.document.policy, self.document.tree_policy)
+
+    def fall_due(self, now: float) -> None:
+        self.due = min(self.due, now) if self.due else now
 
     @property
     def is_root(self) -> bool:

@@ -10,8 +10,9 @@ from rbdtree.engine import cut as cutting
 from rbdtree.engine import forest, membership
 from rbdtree.engine.node import Node
 from rbdtree.manager.cycle import Cycle
-from rbdtree.manager.service import Listener, Manager, Wish
+from rbdtree.manager.service import Manager
 from rbdtree.manager.unit import Unit
+from rbdtree.manager.wish import Listener, Wish
 from rbdtree.model.document import Kind, NodeDocument, decode
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.ports import Layout, Snapshot

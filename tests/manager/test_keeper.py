@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rbdtree import errors, memory
-from rbdtree.manager import keeper, service
+from rbdtree.manager import keeper, tenure
 from rbdtree.manager.keeper import Keeper
 from rbdtree.manager.spread import Peer
 from rbdtree.model.document import Kind, object_name
@@ -211,7 +211,7 @@ def test_a_lock_that_was_asked_for_in_vain_is_left_for_a_while(
     grove: Grove, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often its parent's document is written; and not when there is an answer again."""
-    monkeypatch.setattr(service, "_MUTE_SECONDS", 6.0)
+    monkeypatch.setattr(tenure, "_MUTE_SECONDS", 6.0)
     ill = object_name(grove.document("ill").ref.node_id)
     take = Keeper.take
 
@@ -240,7 +240,7 @@ def test_nobody_asks_for_locks_where_the_list_does_not_answer(grove: Grove, faul
     running = grove.run(poll=60.0)
     until(lambda: len(running.held()) == 3, "it has all")
     unit = next(u for u in running.manager.units.values() if u.ref.name == "ill")
-    keep = running.manager._keepers["b"]
+    keep = running.manager.tenure._keepers["b"]
     faults.lists = {unit.place}
     until(lambda: not keep.hears(unit.place), "the list is silent", 10)
     assert keep.answers()
@@ -248,7 +248,7 @@ def test_nobody_asks_for_locks_where_the_list_does_not_answer(grove: Grove, faul
     lock = keep.lock(object_name(unit.ref.node_id))
     assert lock
     faults.asked.clear()
-    running.manager._lock_lost(lock.object)
+    running.manager.tenure.lock_lost(lock.object)
     keep.drop(lock)
     unit.mute_until = time.monotonic() + 60
     time.sleep(2.5)

@@ -10,8 +10,8 @@ import pytest
 
 from rbdtree.manager import cycle as cycles
 from rbdtree.manager.cycle import Cycle
-from rbdtree.manager.service import Listener
 from rbdtree.manager.unit import Unit
+from rbdtree.manager.wish import Listener
 from rbdtree.model import document
 
 from .forest import Grove, until

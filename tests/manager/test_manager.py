@@ -17,8 +17,10 @@ from rbdtree.engine import claim, forest, scrub
 from rbdtree.engine.clone import beside
 from rbdtree.engine.loss import Window
 from rbdtree.engine.sync import Sync
-from rbdtree.manager import keeper, service, uplinks
+from rbdtree.manager import keeper, uplinks
+from rbdtree.manager.service import Manager
 from rbdtree.manager.spread import Peer
+from rbdtree.manager.wish import Wish
 from rbdtree.model.document import DIRECTORY, Hold, Kind, Push, PushState, Summary
 from rbdtree.ports import EDGE, WORK
 
@@ -342,14 +344,14 @@ def test_nobody_listens_to_a_silent_site_until_it_answers(grove: Grove, monkeypa
 def test_who_waits_for_a_slot_keeps_nobody_busy(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clone is due, and the mirror copies for half a minute."""
     decisions = 0
-    dispatch = service.Manager._dispatch
+    decide = Manager._decide
 
-    def counted(self: service.Manager, now: float) -> None:
+    def counted(self: Manager) -> None:
         nonlocal decisions
         decisions += 1
-        dispatch(self, now)
+        decide(self)
 
-    monkeypatch.setattr(service.Manager, "_dispatch", counted)
+    monkeypatch.setattr(Manager, "_decide", counted)
     grove.policy("root", tree=True, parallel="1")
     grove.policy("m", bandwidth="256K", priority="10")
     running = grove.run(poll=60.0)
@@ -600,8 +602,8 @@ def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, m
         return run(self, *words, **more)
 
     monkeypatch.setattr(Cycles, "run", slow)
-    manager = service.Manager(grove.sites, service.Wish(poll=60.0))
-    manager._workers = ThreadPoolExecutor(1)
+    manager = Manager(grove.sites, Wish(poll=60.0))
+    manager._shifts._workers = ThreadPoolExecutor(1)
     thread = threading.Thread(target=manager.run)
     thread.start()
     assert began.wait(10)
@@ -624,7 +626,7 @@ def test_a_cut_by_schedule_freezes_what_is_mapped_here(grove: Grove) -> None:
         seen.append((tree_id, len(grove.document("root").generations)))
 
     grove.policy("root", tree=True, schedule="1s")
-    manager = service.Manager(grove.sites, service.Wish(poll=60.0), frozen=frozen)
+    manager = Manager(grove.sites, Wish(poll=60.0), frozen=frozen)
     thread = threading.Thread(target=manager.run)
     thread.start()
     try:
