@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_machine import UNIT, Trees, a_chain, more, small_steps
 
 from rbdtree import errors, memory
 from rbdtree.engine import forest, membership, policy, retain
@@ -17,7 +16,8 @@ from rbdtree.host.source import GENERATION, Source
 from rbdtree.model.document import MAP, Kind, NodeDocument
 from rbdtree.model.position import Position, snapshot_name
 
-__all__ = ["small_steps"]
+from .relays import a_chain, more
+from .trees import UNIT, Trees
 
 
 def lagging(trees: Trees) -> str:
