@@ -31,6 +31,7 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
 
     Under the node's claim."""
     name = beside(document)
+    _purge_dropped(pool, document)
     tidy.clear_half_made(pool, name)
     made = pool.image_id(name)
     if made is None:
@@ -44,10 +45,19 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
     finally:
         image.close()
     if ours:
+        # The metadata may be the parent's still, as clones inherit it: in the trash nobody would look for it.
+        marks.unmark_image(pool, made)
         pool.trash(made, name, 0)
         branches.finish_trash(pool, made, document.tree_id, purge=True)
-        pool.remove_entry(marks.image_entry(made))
     return ours
+
+
+def _purge_dropped(pool: Pool, document: NodeDocument) -> None:
+    """What ``drop_beside`` put into the trash, and died: there it would keep the parent's snapshot for good."""
+    for entry in pool.trashed():
+        if entry.name == beside(document):
+            clean = branches.unwritten(pool, entry.image_id)
+            branches.finish_trash(pool, entry.image_id, document.tree_id, purge=clean)
 
 
 class CloneEdge:
@@ -221,6 +231,7 @@ class CloneEdge:
             raise errors.Bug(f"{self.name}: a clone without an intent")
         if intent.image_id and pool.image_id(self.document.ref.image) == intent.image_id:
             return
+        _purge_dropped(pool, self.document)
         tidy.clear_half_made(pool, self._beside)
         made = pool.image_id(self._beside)
         if made is not None:

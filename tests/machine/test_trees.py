@@ -1,11 +1,15 @@
 """Random trees, as ``trees`` has them."""
 
+import itertools
+
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from rbdtree.engine.clone import beside
 from rbdtree.model.document import Kind
 
-from .trees import Trees
+from .trees import PLACE, UNIT, Trees
 
 
 def test_trees() -> None:
@@ -25,3 +29,26 @@ def test_nothing_is_held_that_was_removed_by_hand() -> None:
     assert [name for name, _ in trees.robbed] == ["n2"]
     trees.sync_all()
     trees.check()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_clone_that_was_made_by_half_leaves_nothing(again: bool) -> None:
+    """Whoever makes it dies, and whoever clears that away: a clone has its parent's metadata until it gets its own."""
+    met = 0
+    for dies, then in itertools.product(range(5, 18), range(1, 16)):
+        trees = Trees()
+        trees.begin(2)
+        trees.write(0, UNIT, 7)
+        trees.cut(None, "before")
+        trees.work(lambda s, trees=trees: trees.sync(s, "n2"))
+        trees.work(lambda s, trees=trees: trees.sync(s, "n3"), dies)
+        site, document = trees.documents()["n3"]
+        met += beside(document) in trees.storages[site].places[PLACE].images
+        if again:
+            trees.work(lambda s, trees=trees: trees.sync(s, "n3"), then)
+        names = sorted(trees.documents())
+        trees.leave(names.index("n3"), False, None if again else then)
+        trash = trees.storages[site].places[PLACE].trash
+        assert beside(document) not in {name for name, _ in trash.values()}
+        trees.teardown()
+    assert met > 20
