@@ -3,7 +3,7 @@
 import argparse
 
 from rbdtree import errors
-from rbdtree.engine import membership, rollback
+from rbdtree.engine import leave, membership, registry, rollback
 from rbdtree.engine.forest import Member, Tree, document_of
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Kind
@@ -178,7 +178,7 @@ def _leaving(session: Session) -> tuple[Tree, Member]:
         return session.find(session.options.node)
     except errors.NotFound as error:
         name = NodeName.parse(session.options.node)
-        if not name.node or session.dry_run or not membership.sweep_left(session.sites, name):
+        if not name.node or session.dry_run or not registry.sweep_left(session.sites, name):
             raise
         raise errors.NotFound(f"{name} had left already; its last trace is gone now") from error
 
@@ -188,13 +188,13 @@ def run_remove(session: Session) -> int:
     expiry = _expiry(session)
     if session.options.forget:
         return _forget(session, tree, member)
-    said = membership.leave(session.sites, tree, member, keep=False, expiry_seconds=expiry, dry_run=session.dry_run)
+    said = leave.leave(session.sites, tree, member, keep=False, expiry_seconds=expiry, dry_run=session.dry_run)
     return _left(session, tree, member, said)
 
 
 def run_detach(session: Session) -> int:
     tree, member = _leaving(session)
-    said = membership.leave(session.sites, tree, member, keep=True, expiry_seconds=0, dry_run=session.dry_run)
+    said = leave.leave(session.sites, tree, member, keep=True, expiry_seconds=0, dry_run=session.dry_run)
     return _left(session, tree, member, said)
 
 
@@ -218,7 +218,7 @@ def _forget(session: Session, tree: Tree, member: Member) -> int:
     _, parent = document_of(tree.members[member.parent_id])
     edge = next(c.edge for c in parent.children if c.ref.node_id == member.ref.node_id)
     if not session.dry_run:
-        membership.forget_upstream(session.sites, parent.ref, parent.replica, edge)
+        leave.forget_upstream(session.sites, parent.ref, parent.replica, edge)
     verb = "would forget" if session.dry_run else "forgot"
     return _left(
         session,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbdtree import errors
+from rbdtree.model.codec import FORMAT, decode, encode
 from rbdtree.model.document import (
-    FORMAT,
     Child,
     Hold,
     Intent,
@@ -19,8 +19,6 @@ from rbdtree.model.document import (
     NodeRef,
     State,
     Summary,
-    decode,
-    encode,
 )
 from rbdtree.model.position import START, Generation, Position
 

@@ -14,6 +14,7 @@ from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine import cut, landing, push
 from rbdtree.engine.claim import identity
+from rbdtree.model.codec import decode
 from rbdtree.model.document import (
     MAP,
     USER,
@@ -30,7 +31,6 @@ from rbdtree.model.document import (
     State,
     Summary,
     Trouble,
-    decode,
 )
 from rbdtree.model.policy import settings
 from rbdtree.model.position import Generation, Position

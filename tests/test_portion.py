@@ -7,7 +7,7 @@ import pytest
 
 from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
-from rbdtree.engine import forest, lease, membership, portion, push, resolve, scrub, sync, verify
+from rbdtree.engine import forest, lease, leave, membership, portion, push, resolve, scrub, sync, verify
 from rbdtree.engine.cut import cut
 from rbdtree.model.document import Intent, Kind, NodeDocument, PushState
 from rbdtree.model.extent import Extents
@@ -331,7 +331,7 @@ def test_a_wish_in_the_middle_of_a_copy_is_for_the_next(chain: Chain) -> None:
 
 def test_detach_tells_of_the_holes(chain: Chain) -> None:
     tree = chain.look().tree("t")
-    said = membership.leave(chain.sites, tree, tree.member("far"), keep=True, expiry_seconds=0)
+    said = leave.leave(chain.sites, tree, tree.member("far"), keep=True, expiry_seconds=0)
     assert said == "a:p/far is an ordinary image now; it holds 0..32K of the volume and zeroes elsewhere"
 
 

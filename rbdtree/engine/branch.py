@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from rbdtree import errors
-from rbdtree.engine import delta, ends, extents, marks, parcel, recall, tidy
+from rbdtree.engine import delta, ends, extents, marks, parcel, recall, tidy, trash
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.model import policy
 from rbdtree.model.document import PARCEL, Branch, Hold, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
-from rbdtree.model.position import Position, push_snapshot_name, push_snapshot_prefix, snapshot_name
+from rbdtree.model.position import Position, push_snapshot_name, snapshot_name
 from rbdtree.ports import Image, Pool, Sites
 
 SNAPSHOT = "snapshot"
@@ -267,7 +267,7 @@ def _clone(pool: Pool, document: NodeDocument, base: Position, name: str) -> str
     finally:
         image.close()
     # Its snapshot first, with which it could not expire.
-    remove_snapshots(pool, found, document.tree_id)
+    trash.remove_snapshots(pool, found, document.tree_id)
     marks.unmark_image(pool, found)
     pool.trash(found, name, KEPT)
     return pool.clone(document.image_id, snapshot, pool, name)
@@ -353,7 +353,7 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
             continue
         if document.branch and image_id == document.branch.image_id:
             # It was to move on, and whoever saw to that died, or somebody came for it: it stays.
-            put_back(node.pool, image_id, name)
+            trash.put_back(node.pool, image_id, name)
             continue
         with suppress(errors.NotFound):
             unfollow(node, image_id)
@@ -361,85 +361,13 @@ def clear(sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry
         if node.pool.image_id(name) == image_id:
             node.pool.trash(image_id, name, expiry_seconds)
         if discarded:
-            finish_trash(node.pool, image_id, document.tree_id, purge=not expiry_seconds)
+            trash.finish(node.pool, image_id, document.tree_id, purge=not expiry_seconds)
         else:
-            finish_trash(node.pool, image_id, document.tree_id, purge=unwritten(node.pool, image_id))
+            trash.finish(node.pool, image_id, document.tree_id, purge=trash.unwritten(node.pool, image_id))
         node.pool.remove_entry(marks.image_entry(image_id))
     if document.discarding:
         return node.update(lambda d: replace(d, discarding=()), claim.cookie)
     return document
-
-
-def put_back(pool: Pool, image_id: str, name: str) -> None:
-    """An image that was taken away has its name again; nothing when it has it, or is gone for good.
-
-    Also one that has its name, and is in the trash still: whoever put it back died, and there it would expire."""
-    if any(entry.image_id == image_id for entry in pool.trashed()):
-        try:
-            pool.restore(image_id, name)
-        except errors.Busy:
-            # Its way into the trash was not finished; the next one finishes it.
-            if pool.image_id(name) != image_id:
-                raise
-
-
-def wanted_back(pool: Pool, image_id: str, since: str | None) -> bool:
-    """Whether somebody came for an image before it was taken away: has it open, or wrote to it since this snapshot
-    (None: at all). Nobody finds it by its name any more, so what is true now remains true."""
-    try:
-        image = pool.open(image_id)
-    except errors.NotFound:
-        return False
-    try:
-        if image.watchers():
-            return True
-        if since is None or all(s.name != since for s in image.snapshots()):
-            return image.own_data()
-        rough = delta.coarse(image, since, None)
-        if not rough and image.size() == _size_at(image, since):
-            return False
-        with closing(pool.open(image_id, since)) as older:
-            if image.size() != older.size():
-                return True
-            with closing(extents.written(pool, image, older, since, rough)) as found:
-                return any(found)
-    finally:
-        image.close()
-
-
-def unwritten(pool: Pool, image_id: str) -> bool:
-    """Whether nobody has the image open, and nobody wrote to it since its newest snapshot."""
-    try:
-        image = pool.open(image_id)
-    except errors.NotFound:
-        return True
-    try:
-        newest = max(image.snapshots(), key=lambda s: s.snapshot_id, default=None)
-        written = bool(delta.coarse(image, newest.name, None)) if newest else image.own_data()
-        return not written and not image.watchers()
-    finally:
-        image.close()
-
-
-def finish_trash(pool: Pool, image_id: str, tree_id: str, *, purge: bool) -> None:
-    """Our snapshots off an image in the trash, which could not expire with them; ``purge``: the image as well."""
-    with suppress(errors.NotFound):
-        remove_snapshots(pool, image_id, tree_id)
-    if purge:
-        with suppress(errors.Busy, errors.NotEmpty):
-            pool.purge(image_id)
-
-
-def remove_snapshots(pool: Pool, image_id: str, tree_id: str) -> None:
-    """Ours, off a branch that is given up: the trash cannot expire an image with snapshots."""
-    prefix = push_snapshot_prefix(tree_id)
-    image = pool.open(image_id, read_only=False)
-    try:
-        for snapshot in image.snapshots():
-            if snapshot.name.startswith(prefix):
-                image.remove_snapshot(snapshot.name)
-    finally:
-        image.close()
 
 
 def give_up(document: NodeDocument) -> NodeDocument:
@@ -570,7 +498,7 @@ def move_on(sites: Sites, node: Node, claim: Claim) -> str:
     going = (branch.image_id, branch.image)
     document = node.update(lambda d: replace(d, discarding=(*d.discarding, going)), claim.cookie)
     node.pool.trash(*going, KEPT)
-    if wanted_back(node.pool, branch.image_id, branch.since):
+    if trash.wanted_back(node.pool, branch.image_id, branch.since):
         clear(sites, node, document, claim)
         return f"its branch stays over {branch.base}: somebody came for it just now"
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import ends, marks, tidy
+from rbdtree.engine import ends, marks, tidy, trash
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node, cluster_of
 from rbdtree.model.document import Hold, Intent, NodeDocument
@@ -48,7 +48,7 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
         # The metadata may be the parent's still, as clones inherit it: in the trash nobody would look for it.
         marks.unmark_image(pool, made)
         pool.trash(made, name, 0)
-        branches.finish_trash(pool, made, document.tree_id, purge=True)
+        trash.finish(pool, made, document.tree_id, purge=True)
     return ours
 
 
@@ -56,8 +56,8 @@ def _purge_dropped(pool: Pool, document: NodeDocument) -> None:
     """What ``drop_beside`` put into the trash, and died: there it would keep the parent's snapshot for good."""
     for entry in pool.trashed():
         if entry.name == beside(document):
-            clean = branches.unwritten(pool, entry.image_id)
-            branches.finish_trash(pool, entry.image_id, document.tree_id, purge=clean)
+            clean = trash.unwritten(pool, entry.image_id)
+            trash.finish(pool, entry.image_id, document.tree_id, purge=clean)
 
 
 class CloneEdge:
@@ -270,7 +270,7 @@ class CloneEdge:
             if current is not None:
                 self._discard(current, name)
             branch = self.document.branch
-            if old and branches.wanted_back(pool, old, branch.since if branch else None):
+            if old and trash.wanted_back(pool, old, branch.since if branch else None):
                 self._put_back(old, name)
             pool.rename(self._beside, name)
         if old and old != intent.image_id:
@@ -286,7 +286,7 @@ class CloneEdge:
 
     def _put_back(self, image_id: str, name: str) -> None:
         """Somebody opened the old clone, or wrote to it, after we had looked: it stays."""
-        branches.put_back(self.child.pool, image_id, name)
+        trash.put_back(self.child.pool, image_id, name)
         marks.mark_image(self.child.pool, image_id, self.document)
         self._abandon()
         raise errors.Changed(
@@ -299,8 +299,8 @@ class CloneEdge:
         pool = self.child.pool
         if all(entry.image_id != image_id for entry in pool.trashed()):
             return
-        clean = branches.unwritten(pool, image_id)
-        branches.finish_trash(pool, image_id, self.document.tree_id, purge=False)
+        clean = trash.unwritten(pool, image_id)
+        trash.finish(pool, image_id, self.document.tree_id, purge=False)
         if clean:
             with suppress(errors.Error):
                 pool.purge(image_id)

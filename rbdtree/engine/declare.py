@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from rbdtree import errors
-from rbdtree.engine import membership
+from rbdtree.engine import leave, membership
 from rbdtree.engine import policy as policies
 from rbdtree.engine.forest import Forest, Member, Tree, document_of
 from rbdtree.model.declaration import Declaration, DeclaredNode, Look
@@ -74,7 +74,7 @@ def carry_out(
             return f"{where}: {key} is {to} now" if to is not None else f"{where}: {key} is not set any more"
         case Remove(name):
             tree = look().tree(declared.tree)
-            return membership.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=expiry_seconds)
+            return leave.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=expiry_seconds)
 
 
 def _make(sites: Sites, forest: Forest, tree: str, node: DeclaredNode) -> str:

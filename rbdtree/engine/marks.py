@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from rbdtree import errors
 from rbdtree.engine.claim import describe
-from rbdtree.model.document import DIRECTORY, NodeDocument, decode, object_name
+from rbdtree.model.codec import decode
+from rbdtree.model.document import DIRECTORY, NodeDocument, object_name
 from rbdtree.model.position import tree_of_snapshot
 from rbdtree.ports import ImageEntry, Pool, Sites
 

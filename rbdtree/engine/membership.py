@@ -1,28 +1,22 @@
-"""Joining and leaving a tree. Each command that died goes on when it is run again: the document's phase says so."""
+"""Joining a tree. A command that died goes on when it is run again: the document's phase says so."""
 
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rbdtree import errors
-from rbdtree.engine import branch as branches
-from rbdtree.engine import clone, delta, ends, marks, portion, tidy
+from rbdtree.engine import delta, ends, marks, portion, registry
 from rbdtree.engine.claim import Claim
-from rbdtree.engine.forest import Forest, Member, Tree, document_of
-from rbdtree.engine.hold import name_of
+from rbdtree.engine.forest import Forest, Tree, document_of
 from rbdtree.engine.node import Node
-from rbdtree.model.document import DIRECTORY, MAP, USER, Child, Kind, NodeDocument, NodeRef, object_name
-from rbdtree.model.name import ImageSpec, NodeName, format_duration, parse_size
-from rbdtree.model.portion import WHOLE, Portion, text
-from rbdtree.model.position import parse_snapshot_name
+from rbdtree.model.document import Child, Kind, NodeDocument, NodeRef, object_name
+from rbdtree.model.name import ImageSpec, NodeName, parse_size
+from rbdtree.model.portion import WHOLE, Portion
 from rbdtree.plan.state import summary_of
 from rbdtree.ports import Image, Layout, Pool, Sites
 
 JOINING = "joining"
-REMOVING = "removing"
-DETACHING = "detaching"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +65,6 @@ def _ref(pool: Pool, node_id: str, name: str, image: str) -> NodeRef:
     return NodeRef(node_id, name, pool.site, pool.fsid, pool.name, pool.namespace, image)
 
 
-def trash_spec(pool: Pool, image_id: str) -> str:
-    """What ``rbd trash restore`` wants to be given."""
-    return "/".join(part for part in (pool.name, pool.namespace, image_id) if part)
-
-
 def _no_owner(forest: Forest, pool: Pool, spec: ImageSpec, image_id: str | None) -> None:
     """Refuses an image that some node of some tree has already."""
     for tree in forest.trees:
@@ -122,7 +111,7 @@ def init(
         resumed = NodeDocument(_new_id(), tree_name, Kind.ROOT, ref, image_id or "", ref, phase=JOINING)
         if dry_run:
             return resumed
-        _register(pool, resumed)
+        registry.register(pool, resumed)
     if dry_run:
         return resumed
     node = Node(pool, resumed.ref.node_id, resumed.full_name)
@@ -166,65 +155,6 @@ def _check_data_pool(sites: Sites, spec: ImageSpec, wish: Wish) -> None:
         sites.cluster(spec.site).pool(wish.data_pool)
 
 
-def _register(pool: Pool, document: NodeDocument) -> None:
-    _sweep(pool, document)
-    entry = (marks.node_entry(document.ref.node_id), marks.entry_text(document))
-    pool.add_entry(*entry)
-    Node(pool, document.ref.node_id).create(document)
-    # Again, as somebody may have swept it away in between.
-    pool.add_entry(*entry)
-    # Managers need not wait for their next poll.
-    pool.notify(DIRECTORY)
-
-
-def _sweep(pool: Pool, document: NodeDocument) -> None:
-    """Entries of the tree's nodes that have no document: of commands that died before they made or after they removed
-    it."""
-    for key, value in pool.entries().items():
-        kind, _, node_id = key.partition(".")
-        tree_id, *names = marks.told_by(value)
-        ours = kind == "node" and (tree_id == document.tree_id or names == [document.tree, document.name])
-        if ours and pool.read_document(object_name(node_id)) is None:
-            pool.remove_entry(key)
-
-
-def _sweep_everywhere(sites: Sites, document: NodeDocument) -> None:
-    for site in sites.names():
-        # What cannot be reached is swept another time.
-        with suppress(errors.Error):
-            cluster = sites.cluster(site)
-            for place in cluster.places()[0]:
-                _sweep(cluster.pool(*place), document)
-
-
-def sweep_left(sites: Sites, name: NodeName) -> bool:
-    """Takes away the entry of a node whose document is gone: its ``remove`` or ``detach`` died at the last step."""
-    swept = False
-    for site in sites.names():
-        with suppress(errors.Error):
-            cluster = sites.cluster(site)
-            for place in cluster.places()[0]:
-                pool = cluster.pool(*place)
-                for key, value in pool.entries().items():
-                    kind, _, node_id = key.partition(".")
-                    _, *names = marks.told_by(value)
-                    left = kind == "node" and names == [name.tree, name.node]
-                    if left and pool.read_document(object_name(node_id)) is None:
-                        pool.remove_entry(key)
-                        swept = True
-    return swept
-
-
-def _unregister(node: Node) -> None:
-    # One of an image that a frozen worker, or an OSD after its death, removed beside us may be left.
-    for key, owner in node.pool.entries().items():
-        if owner == node.node_id and key.startswith(marks.image_entry("")):
-            node.pool.remove_entry(key)
-    node.remove()
-    node.pool.remove_entry(marks.node_entry(node.node_id))
-    node.pool.notify(DIRECTORY)
-
-
 def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> NodeDocument:
     """The image becomes the node's. When it cannot be made, or is another's after all, the node is undone; a cluster
     that falls silent leaves a node that joins, for the same command to go on with."""
@@ -235,7 +165,7 @@ def _take_image(node: Node, document: NodeDocument, make: Callable[[], str]) -> 
         raise
     except errors.Error:
         with suppress(errors.Error):
-            _unregister(node)
+            registry.unregister(node)
         raise
     return replace(document, image_id=image_id)
 
@@ -290,7 +220,7 @@ def add(
         document = _with_portion(sites, tree, pool, document, parent, wish)
         if dry_run:
             return document
-        _register(pool, document)
+        registry.register(pool, document)
     else:
         document = _with_portion(sites, tree, pool, document, parent, wish)
     if dry_run:
@@ -398,183 +328,3 @@ def _create(pool: Pool, spec: ImageSpec, size: int, layout: Layout, wish: Wish) 
         if found is None:
             raise
         return found
-
-
-def leave(sites: Sites, tree: Tree, member: Member, *, keep: bool, expiry_seconds: float, dry_run: bool = False) -> str:
-    """Takes a node out of its tree; returns in a sentence what became of its image.
-
-    ``keep``: the image stays as an ordinary one; otherwise it goes to the RBD trash for ``expiry_seconds``.
-    """
-    node, document = document_of(member)
-    if document.kind is Kind.ROOT and not keep:
-        raise errors.UsageError(
-            f"{document.full_name} is the root: its image is not ours to throw away",
-            f"End the tree with 'rbdtree detach {document.full_name}'; the image stays.",
-        )
-    children = sorted({c.ref.name for c in document.children} | {c.ref.name for c in tree.children(node.node_id)})
-    if children:
-        raise errors.NotEmpty(
-            f"{document.full_name} still has children: {', '.join(children)}", "Remove or detach them first."
-        )
-    theirs = [hold for hold in document.holds if hold.owner.startswith(USER)]
-    if theirs:
-        names = ", ".join(f"{hold.owner.removeprefix(USER)} ({hold.position})" for hold in theirs)
-        raise errors.NotEmpty(
-            f"{document.full_name} has generations that somebody holds: {names}",
-            f"See 'rbdtree hold ls {document.full_name}'; 'rbdtree hold rm' ends a hold.",
-        )
-    _check_unmapped(document)
-    if dry_run:
-        _check_published(node, document, keep=keep)
-        fate = "stay as an ordinary image" if keep else f"go to the trash for {format_duration(expiry_seconds)}"
-        return f"{document.full_name} would leave; {document.ref.image_spec} would {fate}"
-    with Claim(node, "detach" if keep else "remove") as claim:
-        document = node.read()
-        if keep and not document.phase and document.intent and document.kind is Kind.MIRROR:
-            raise errors.Busy(
-                f"{document.full_name} is in the middle of generation {document.intent.target}",
-                f"Finish with 'rbdtree sync {document.full_name}' or go back with 'rbdtree rollback "
-                f"{document.full_name}' first.",
-            )
-        document = node.update(partial(_parting, keep=keep), claim.cookie)
-        document = _without_branch(sites, node, document, claim, expiry_seconds)
-        said = _part_from_image(node, document, keep=document.phase != REMOVING, expiry_seconds=expiry_seconds)
-        if document.parent is not None:
-            forget_upstream(sites, document.parent, document.replica, document.edge, node.node_id)
-        _unregister(node)
-    _sweep_everywhere(sites, document)
-    return said
-
-
-def _parting(document: NodeDocument, *, keep: bool) -> NodeDocument:
-    """From here on no host can map a generation any more; ``Busy`` when one did until then."""
-    if document.phase:
-        return document
-    _check_unmapped(document)
-    return replace(document, phase=DETACHING if keep else REMOVING)
-
-
-def _check_unmapped(document: NodeDocument) -> None:
-    """``Busy`` while a host has a generation mapped, whose snapshot would go."""
-    mapped = [hold for hold in document.holds if hold.owner.startswith(MAP)]
-    if mapped:
-        which = ", ".join(f"{hold.position} ({hold.reason})" for hold in mapped)
-        raise errors.Busy(
-            f"{document.full_name} has generations that hosts use: {which}",
-            f"Run 'rbdtree unmap {document.full_name} --at {mapped[0].position}' there; for a host that is no more "
-            f"'rbdtree hold rm {document.full_name} {name_of(mapped[0])} --force'.",
-        )
-
-
-def _without_branch(
-    sites: Sites, node: Node, document: NodeDocument, claim: Claim, expiry_seconds: float
-) -> NodeDocument:
-    """Refuses while there are writes that nobody else has; else the branch and whatever was staged here goes.
-
-    A clone that stays as an ordinary image keeps its writes."""
-    clone = document.kind is Kind.CLONE
-    if document.branch and document.branch.image_id and not (clone and ends.find_gone(node, document)):
-        try:
-            _check_published(node, document, keep=document.phase == DETACHING)
-        except errors.NotEmpty:
-            node.update(lambda d: replace(d, phase=""), claim.cookie)
-            raise
-        if clone:
-            branches.remove_snapshots(node.pool, document.image_id, document.tree_id)
-        else:
-            given_up = node.update(branches.give_up, claim.cookie)
-            document = branches.clear(sites, node, given_up, claim, expiry_seconds)
-    for push in document.pushes:
-        if push.staged_apart:
-            tidy.drop(node, push)
-    tidy.drop_unfinished(node, document)
-    return document
-
-
-def _check_published(node: Node, document: NodeDocument, *, keep: bool) -> None:
-    """``NotEmpty`` when the branch holds writes that would be lost."""
-    branch, clone = document.branch, document.kind is Kind.CLONE
-    if branch is None or not branch.image_id or (clone and (keep or ends.find_gone(node, document))):
-        return
-    report = branches.look(node, document)
-    if not report.clean:
-        raise errors.NotEmpty(
-            f"{document.full_name} has writes on its branch {report.image} that were not published",
-            f"Run 'rbdtree push {document.full_name}', or 'rbdtree discard {document.full_name}'.",
-        )
-
-
-def forget_upstream(sites: Sites, parent: NodeRef, replica: NodeRef, edge: str, node_id: str = "") -> None:
-    """Every mark of an edge off its parent and off the replica above."""
-
-    def change(document: NodeDocument) -> NodeDocument:
-        children = tuple(c for c in document.children if c.edge != edge)
-        left = document.without_holds(edge).without_resync(edge)
-        return replace(left.without_holds(f"branch:{node_id}") if node_id else left, children=children)
-
-    with suppress(errors.NotFound):
-        above = Node.at(sites, parent)
-        document = above.update(change)
-        for ref in {document.replica, replica}:
-            if ref.node_id != parent.node_id:
-                with suppress(errors.NotFound):
-                    Node.at(sites, ref).update(change)
-
-
-def _part_from_image(node: Node, document: NodeDocument, *, keep: bool, expiry_seconds: float) -> str:
-    pool, spec = node.pool, document.ref.image_spec
-    if document.kind is Kind.CLONE:
-        document = _end_swap(pool, document)
-    image_id = document.image_id
-    if not image_id:
-        return f"{document.full_name} had no image yet"
-    gone = ends.find_gone(node, document)
-    if gone:
-        if any(entry.image_id == image_id for entry in pool.trashed()):
-            marks.unmark_image(pool, image_id)
-            return f"the image {spec} was in the trash already"
-        pool.remove_entry(marks.image_entry(image_id))
-        return f"the image {spec} (id {image_id}) was gone; whatever has its name now was left alone"
-    # A half-written head is of no use without the generation below it.
-    torn = document.intent is not None and document.kind is Kind.MIRROR and not keep
-    others = [] if torn else _remove_snapshots(pool, document)
-    marks.unmark_image(pool, image_id)
-    if keep:
-        holds = document.newest.portion if document.newest and document.kind is Kind.MIRROR else WHOLE
-        partly = f"; it holds {text(holds)} of the volume and zeroes elsewhere" if holds else ""
-        return f"{spec} is an ordinary image now{partly}"
-    pool.trash(image_id, document.ref.image, expiry_seconds)
-    said = (
-        f"{spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
-        f"{trash_spec(pool, image_id)}' brings it back)"
-    )
-    return f"{said}; RBD keeps it there for as long as it has the snapshots {', '.join(others)}" if others else said
-
-
-def _end_swap(pool: Pool, document: NodeDocument) -> NodeDocument:
-    """A clone node without the swap that its last sync died in: with the image that has its name by now."""
-    clone.drop_beside(pool, document)
-    made = document.intent.image_id if document.intent else ""
-    if not made or pool.image_id(document.ref.image) != made:
-        return document
-    if document.image_id:
-        marks.unmark_image(pool, document.image_id)
-    return replace(document, image_id=made)
-
-
-def _remove_snapshots(pool: Pool, document: NodeDocument) -> list[str]:
-    """The generations' snapshots off the node's image; returns the names of those that are somebody else's."""
-    if document.kind is Kind.CLONE:
-        return []
-    others = []
-    image = pool.open(document.image_id, read_only=False)
-    try:
-        for snapshot in image.snapshots():
-            named = parse_snapshot_name(snapshot.name)
-            if named and named[0] == document.tree_id[:8]:
-                image.remove_snapshot(snapshot.name)
-            else:
-                others.append(snapshot.name)
-        return others
-    finally:
-        image.close()

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rbdtree import errors
-from rbdtree.model.document import NodeDocument, NodeRef, decode, encode, object_name
+from rbdtree.model.codec import decode, encode
+from rbdtree.model.document import NodeDocument, NodeRef, object_name
 from rbdtree.ports import Cluster, Pool, Sites
 
 _ATTEMPTS = 30

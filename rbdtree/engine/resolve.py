@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import branch as branches
-from rbdtree.engine import extents, marks, parcel, pushed, recall, tidy
+from rbdtree.engine import extents, marks, parcel, pushed, recall, tidy, trash
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.node import Node
 from rbdtree.engine.parcel import Parcel
@@ -104,7 +104,7 @@ def park(sites: Sites, node: Node, spec: ImageSpec) -> str:
             pool.rename(branch.image, spec.image)
         said = recall.recall(sites, document)
         # The document last: whoever dies here finds all of it again.
-        branches.remove_snapshots(pool, branch.image_id, document.tree_id)
+        trash.remove_snapshots(pool, branch.image_id, document.tree_id)
         branches.unfollow(node, branch.image_id)
         marks.unmark_image(pool, branch.image_id)
 

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 from rbdtree import errors
 from rbdtree.engine import copy as copying
-from rbdtree.engine import delta, ends, landing, marks, pushed
+from rbdtree.engine import delta, ends, landing, marks, pushed, trash
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.edge import plan_of
-from rbdtree.engine.membership import trash_spec
 from rbdtree.engine.mirror import MirrorEdge
 from rbdtree.engine.node import Node
 from rbdtree.model.document import Evidence, Intent, Kind, NodeDocument, Push, PushState
@@ -143,5 +142,5 @@ def _renew_clone(sites: Sites, node: Node, claim: Claim | None, expiry_seconds: 
     node.update(lambda d: replace(d, image_id="", generations=(), intent=None), claim.cookie)
     return (
         f"{document.ref.image_spec} is in the trash for {format_duration(expiry_seconds)} ('rbd trash restore "
-        f"{trash_spec(node.pool, document.image_id)}' brings it back); the next sync makes a new clone"
+        f"{trash.spec(node.pool, document.image_id)}' brings it back); the next sync makes a new clone"
     )

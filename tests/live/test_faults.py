@@ -14,7 +14,7 @@ import pytest
 
 from rbdtree import errors
 from rbdtree.ceph import sites
-from rbdtree.model.document import FORMAT
+from rbdtree.model.codec import FORMAT
 from rbdtree.model.position import snapshot_name
 
 from .world import MIB, TREE, World, noise, until

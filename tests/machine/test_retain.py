@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rbdtree import errors, memory
-from rbdtree.engine import forest, membership, policy, retain
+from rbdtree.engine import forest, leave, policy, retain
 from rbdtree.engine import hold as holds
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.mirror import MirrorEdge
@@ -219,7 +219,7 @@ def test_a_clone_pins_without_a_limit_as_its_snapshot_would_stay_anyway() -> Non
 
 def part(trees: Trees, sites: Any, name: str) -> Any:
     tree = trees.tree(sites)
-    return membership.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=0)
+    return leave.leave(sites, tree, tree.member(name), keep=False, expiry_seconds=0)
 
 
 def test_a_node_with_a_persons_hold_does_not_leave() -> None:
@@ -265,14 +265,14 @@ def test_a_node_that_a_host_has_mapped_does_not_leave() -> None:
     assert "rbdtree unmap t/n2 --at 1.1" in str(refused.value.hint)
     trees.work(lambda s: Keeper(s).release(source, key))
 
-    right = membership.Claim
+    right = leave.Claim
 
     def late(*words: Any, **more: Any) -> Any:
         trees.work(lambda s: Keeper(s).hold(source, key))
         return right(*words, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(membership, "Claim", late)
+        patch.setattr(leave, "Claim", late)
         with pytest.raises(errors.Busy, match="mapped at"):
             trees.work(lambda s: part(trees, s, "n2"))
     assert not trees.documents()["n2"][1].phase
@@ -280,7 +280,7 @@ def test_a_node_that_a_host_has_mapped_does_not_leave() -> None:
 
     def begin(sites: Any) -> None:
         found, _ = forest.document_of(trees.tree(sites).member("n2"))
-        found.update(lambda d: replace(d, phase=membership.REMOVING))
+        found.update(lambda d: replace(d, phase=leave.REMOVING))
 
     trees.work(begin)
     with pytest.raises(errors.Busy, match="removing"):

@@ -19,13 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rbdtree import errors, memory
 from rbdtree.engine import copy as copying
-from rbdtree.engine import desk, edge, forest, marks, membership, policy, portion, resync, retain, sync
+from rbdtree.engine import desk, edge, forest, leave, marks, membership, policy, portion, registry, resync, retain, sync
 from rbdtree.engine import hold as holds
 from rbdtree.engine.claim import SECONDS, Claim
 from rbdtree.engine.cut import cut
 from rbdtree.engine.forest import Tree
 from rbdtree.engine.verify import verify
-from rbdtree.model.document import USER, Kind, NodeDocument, decode
+from rbdtree.model.codec import decode
+from rbdtree.model.document import USER, Kind, NodeDocument
 from rbdtree.model.extent import Extents
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.model.portion import WHOLE, Portion, beyond, clip, inside
@@ -547,12 +548,12 @@ class Trees(RuleBasedStateMachine):
 
         def part(sites: Any) -> Any:
             tree = self.tree(sites)
-            return membership.leave(sites, tree, tree.member(document.name), keep=keep, expiry_seconds=0)
+            return leave.leave(sites, tree, tree.member(document.name), keep=keep, expiry_seconds=0)
 
         self.work(part, dies)
         if document.name not in self.documents():
             # Whatever happens next in the tree takes along what is left of it.
-            self.work(lambda s: membership._sweep_everywhere(s, document))
+            self.work(lambda s: registry.sweep_everywhere(s, document))
         else:
             assert dies, "it did not leave"
             self.work(part)
@@ -677,7 +678,7 @@ class Trees(RuleBasedStateMachine):
 
     def _last_leave(self, sites: Any, name: str, keep: bool) -> Any:
         tree = self.tree(sites)
-        return membership.leave(sites, tree, tree.member(name), keep=keep, expiry_seconds=0)
+        return leave.leave(sites, tree, tree.member(name), keep=keep, expiry_seconds=0)
 
 
 def masked(content: bytes, held: Portion) -> bytes:

@@ -13,7 +13,8 @@ from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.service import Manager
 from rbdtree.manager.unit import Unit
 from rbdtree.manager.wish import Listener, Wish
-from rbdtree.model.document import Kind, NodeDocument, decode
+from rbdtree.model.codec import decode
+from rbdtree.model.document import Kind, NodeDocument
 from rbdtree.model.name import ImageSpec, NodeName
 from rbdtree.ports import Layout, Snapshot
 

@@ -12,7 +12,7 @@ from rbdtree.manager import cycle as cycles
 from rbdtree.manager.cycle import Cycle
 from rbdtree.manager.unit import Unit
 from rbdtree.manager.wish import Listener
-from rbdtree.model import document
+from rbdtree.model import codec
 
 from .forest import Grove, until
 
@@ -53,7 +53,7 @@ def test_a_thousand_cycles_leave_nothing_behind(grove: Grove, monkeypatch: pytes
 
     def kept() -> int:
         # It remembers the last thousands of generations, and no more.
-        document._plain_generation.cache_clear()
+        codec._plain_generation.cache_clear()
         gc.collect()
         ours = [tracemalloc.Filter(True, f"*/rbdtree/{part}/*") for part in ("engine", "manager", "plan", "model")]
         return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(ours).traces)
