@@ -11,7 +11,7 @@ from live.world import TREE, noise
 
 from rbdtree import errors
 from rbdtree.ceph.pool import Pool
-from rbdtree.engine.branch import put_back
+from rbdtree.engine.trash import put_back
 
 from .volume import DIVERGED, MIB, Volume
 
