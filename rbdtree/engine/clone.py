@@ -38,10 +38,7 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
         return True
     image = pool.open(made)
     try:
-        sealed = {push_snapshot_name(document.tree_id, 0)}
-        strange = {s.name for s in image.snapshots()} - sealed
-        over = image.ancestor()
-        ours = not image.own_data() and not strange and (over is not None or tidy.abandoned(pool, image, document))
+        ours = _bare(image, document) and (image.ancestor() is not None or tidy.abandoned(pool, image, document))
     finally:
         image.close()
     if ours:
@@ -49,15 +46,38 @@ def drop_beside(pool: Pool, document: NodeDocument) -> bool:
         marks.unmark_image(pool, made)
         pool.trash(made, name, 0)
         trash.finish(pool, made, document.tree_id, purge=True)
+        pool.remove_entry(marks.image_entry(made))
     return ours
 
 
+def _bare(image: Image, document: NodeDocument) -> bool:
+    """Whether nobody made anything of a clone: no data and no snapshots of its own, but for our seal."""
+    sealed = push_snapshot_name(document.tree_id, 0)
+    return not image.own_data() and all(snapshot.name == sealed for snapshot in image.snapshots())
+
+
 def _purge_dropped(pool: Pool, document: NodeDocument) -> None:
-    """What ``drop_beside`` put into the trash, and died: there it would keep the parent's snapshot for good."""
+    """What ``drop_beside`` put into the trash, and died: there it would keep the parent's snapshot.
+
+    An entry may also be of an image that has its name still, or is the node's by now: of a move into the trash that was
+    interrupted. One of a move that had come further cannot be purged, nor restored (EUCLEAN); it stays."""
+    live = {document.image_id, pool.image_id(document.ref.image), pool.image_id(beside(document))}
     for entry in pool.trashed():
-        if entry.name == beside(document):
-            clean = trash.unwritten(pool, entry.image_id)
-            trash.finish(pool, entry.image_id, document.tree_id, purge=clean)
+        if entry.name == beside(document) and entry.image_id not in live:
+            with suppress(errors.Error):
+                _purge(pool, entry.image_id, document)
+
+
+def _purge(pool: Pool, image_id: str, document: NodeDocument) -> None:
+    with suppress(errors.NotFound):
+        image = pool.open(image_id)
+        try:
+            if image.watchers() or not _bare(image, document):
+                return
+        finally:
+            image.close()
+    trash.finish(pool, image_id, document.tree_id, purge=True)
+    pool.remove_entry(marks.image_entry(image_id))
 
 
 class CloneEdge:
@@ -240,8 +260,10 @@ class CloneEdge:
             if self._claim:
                 self._claim.free(image)
             image.close()
-            if ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
-                # Of an earlier target, which is gone, or of a maker who died before it had its parent.
+            leaving = any(entry.image_id == made for entry in pool.trashed())
+            if leaving or ancestor is None or (ancestor.image_id, ancestor.snapshot) != (above.image_id, snapshot):
+                # Of an earlier target, which is gone; of a maker who died before it had its parent; or of a remover who
+                # died when it was half in the trash.
                 if not drop_beside(pool, self.document):
                     raise errors.Exists(
                         f"{self.name}: an image {self._beside} is in the way", "Move it away and sync again."

@@ -129,12 +129,13 @@ class Manager:
             self._kicked = False
             told, self._told = self._told, set()
             found, self._found = self._found, None
-        now = time.monotonic()
         for unit, cycle in self._shifts.ended():
             self.documents[unit.ref.node_id] = unit.document
             if isinstance(cycle.error, errors.Fenced) and not unit.leave.is_set():
                 # Another worker took the node from us: we stood still, and our client at either end may be fenced.
                 self.tenure.look(unit.needs)
+        # From here on: what is due at once after its cycle is due, and not idle.
+        now = time.monotonic()
         if self.tenure.look_at_sites():
             self._rescan = True
         self.tenure.give_up_lost()

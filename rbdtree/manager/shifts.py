@@ -109,7 +109,10 @@ class Shifts:
         if whole:
             unit.whole_due = now + self._wish.whole
         assert unit.desk is not None
-        cycle = self._cycles.run(unit, unit.desk, whole=whole)
+        try:
+            cycle = self._cycles.run(unit, unit.desk, whole=whole)
+        except Exception as error:
+            cycle = Cycle(unit.name, error=errors.Bug(f"{unit.name}: {type(error).__name__}: {error}"))
         with suppress(Exception):
             self._listener.cycle(unit, cycle)
         self._ended.put((unit, cycle))

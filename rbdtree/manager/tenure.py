@@ -236,12 +236,14 @@ class Tenure:
         """Asks for edges that are free, and gives one away where others have less to do."""
         me = self.me()
         self._take_free(me, now)
-        # Where the list is not heard nobody would take it.
-        heard = [u for u in self._units.values() if u.held and self._keepers[u.ref.site].hears(u.place)]
-        idle = {u.edge: u for u in heard if not u.running and u.kept < now < u.due}
-        if idle and now - self._weighed >= spread.MOMENT_SECONDS:
+        if now - self._weighed >= spread.MOMENT_SECONDS and (idle := self._idle(now)):
             self._weighed = now
             self._give_one(me, idle, now)
+
+    def _idle(self, now: float) -> dict[str, Unit]:
+        """By edge. Where the list is not heard nobody would take it."""
+        heard = [u for u in self._units.values() if u.held and self._keepers[u.ref.site].hears(u.place)]
+        return {u.edge: u for u in heard if not u.running and u.kept < now < u.due}
 
     def _take_free(self, me: spread.Peer, now: float) -> None:
         hoped = me.load + sum(unit.taking for unit in self._units.values())
@@ -274,7 +276,7 @@ class Tenure:
         given = spread.gives(me, peers, {edge: unit.needs for edge, unit in idle.items()})
         if not given:
             self._asked = 0.0
-        elif not self._asked:
+        elif not self._asked or now - self._asked > LEASE_SECONDS / 2:
             # By what the others say from now on: whoever took what was given last has more since.
             self._asked = now
             self.look()

@@ -10,7 +10,9 @@ import struct
 from collections.abc import Callable
 
 import pytest
+import rados
 
+from rbdtree.engine.clone import beside
 from rbdtree.model.position import snapshot_name
 
 from .world import MIB, TREE, World, noise, until
@@ -146,6 +148,51 @@ def test_a_clone_killed_at_every_call(world: World) -> None:
     _seeded(world)
     world.add("k1", "root", "clone", "a")
     assert _sync_killed_everywhere(world) >= 9
+
+
+@pytest.mark.parametrize("state", ["in the trash", "half in it, named", "half in it"])
+@pytest.mark.parametrize("words", [("sync", TREE), ("remove", f"{TREE}/k")])
+def test_a_clone_whose_remover_died(world: World, state: str, words: tuple[str, ...]) -> None:
+    """A new clone was made ahead of a swap, and removed: librbd notes it in the trash before it takes its name."""
+    world.init(size=8 * MIB)
+    world.add("k", "root", "clone", "a")
+    world.write("root", {0: noise(MIB)})
+    world.step()
+    world.write("root", {MIB: noise(MIB, "more")})
+    world.cut()
+    document, root = world.document("k"), world.document("root")
+    pool, name = world.sites.cluster("a").pool(world.pools.name), beside(document)
+    assert root.newest
+    made = pool.clone(root.image_id, snapshot_name(root.tree_id, root.newest.position), pool, name)
+    pool.trash(made, name, 0)
+
+    def put(into: int) -> None:
+        key = f"id_{made}"
+        with world.ioctx("a") as ioctx, rados.ReadOpCtx() as read, rados.WriteOpCtx() as write:
+            found, _ = ioctx.get_omap_vals_by_keys(read, (key,))
+            ioctx.operate_read_op(read, "rbd_trash")
+            ((_, spec),) = found
+            # cls_rbd's TrashImageSpec ends with the state: 0 is normal, 1 moving.
+            ioctx.set_omap(write, (key,), (spec[:-1] + bytes([into]),))
+            ioctx.operate_write_op(write, "rbd_trash")
+
+    if state != "in the trash":
+        put(1)
+    if state == "half in it, named":
+        told = struct.pack("<I", len(made)) + made.encode()
+        called = struct.pack("<I", len(name)) + name.encode()
+        with world.ioctx("a") as ioctx:
+            ioctx.write_full(f"rbd_id.{name}", told)
+            ioctx.execute("rbd_directory", "rbd", "dir_add_image", called + told)
+    _finish(world, *words)
+    if state == "half in it":
+        # Nothing can be done about it: RBD neither purges nor restores it.
+        assert [entry.image_id for entry in pool.trashed() if entry.name == name] == [made]
+        put(0)
+        pool.purge(made)
+    assert name not in {entry.name for entry in pool.trashed()}
+    if words[0] == "sync":
+        _settled(world)
 
 
 def test_a_chain_with_a_clone_killed_at_every_call(world: World) -> None:

@@ -24,10 +24,13 @@ class Cycles:
         self.begun: list[str] = []
         self.end = threading.Semaphore(0)
         self.error: errors.Error | None = None
+        self.broken = False
 
     def run(self, unit: Unit, desk: Any, *, whole: bool) -> Cycle:
         self.begun.append(unit.ref.name)
         self.end.acquire()
+        if self.broken:
+            raise ValueError("of the test")
         return Cycle(unit.name, error=self.error)
 
 
@@ -116,6 +119,14 @@ def test_who_lost_a_claim_tries_again_in_a_second(bench: Bench) -> None:
     bench.shifts.wake(unit, time.monotonic())
     bench.begin()
     assert not unit.running, "whoever wakes it"
+
+
+def test_a_cycle_that_breaks_is_told_of_and_ends(bench: Bench) -> None:
+    bench.cycles.broken = True
+    bench.begin()
+    bench.finish(4)
+    assert all("ValueError: of the test" in str(cycle.error) for _, cycle in bench.shifts.ended())
+    assert not any(unit.running for unit in bench.units)
 
 
 def test_places_go_by_priority_and_roots_need_none(grove: Grove) -> None:
