@@ -142,7 +142,10 @@ def canonical(unit: Unit, cycle: Cycle) -> dict[str, Any]:
             "local_bytes": edge.local_bytes,
             "read_bytes": edge.read_bytes,
             "elided_bytes": edge.elided_bytes,
-            "chunks": edge.chunks,
+            "repeated_bytes": edge.repeated_bytes,
+            "chunks": edge.copied_chunks,
+            "elided_chunks": edge.elided_chunks,
+            "repeated_chunks": edge.repeated_chunks,
             "steps": len(edge.steps),
             "waits": edge.waits,
         }

@@ -179,9 +179,9 @@ def test_pictures(source: str, before: str, after: str, compare: bool) -> None:
 
 def test_zeroes_over_nothing_are_not_shipped() -> None:
     into = target("----", Counts)
-    found = copy("A00B", into)
+    copy("A00B", into)
     assert (into.image.zeroes, len(into.image.writes)) == ([], 2)
-    assert found.elided_bytes == 2 * UNIT
+    assert (into.elided_bytes, into.copied_chunks, into.elided_chunks) == (2 * UNIT, 2, 2)
     assert (into.written_bytes, into.zeroed_bytes) == (2 * UNIT, 0)
 
 
@@ -206,7 +206,8 @@ def test_zeroes_beyond_the_data_of_an_object_are_not_written(end: int | None, ze
     assert asked == [(UNIT, UNIT)]
     assert into.image.writes == [(UNIT, 4096)]
     assert sum(length for _, length in into.image.zeroes) == into.zeroed_bytes == zeroed
-    assert found.elided_bytes == UNIT - 4096 - zeroed
+    assert into.elided_bytes == UNIT - 4096 - zeroed
+    assert (into.copied_chunks, into.elided_chunks) == (1, 0)
     assert found.done_bytes == 2 * UNIT
 
 
@@ -227,6 +228,8 @@ def test_comparing_writes_only_what_differs() -> None:
     copy("ABCD", one, two, compare=True)
     assert one.image.writes == [(2 * UNIT, UNIT)]
     assert two.image.writes == [(0, UNIT), (3 * UNIT, UNIT)]
+    assert (one.copied_chunks, one.elided_chunks) == (1, 3)
+    assert (two.copied_chunks, two.elided_chunks) == (2, 2)
     assert show(one.image) == show(two.image) == "ABCD"
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import xxhash
@@ -69,6 +69,11 @@ class Target:
     failed: errors.Error | None = None
     written_bytes: int = 0
     zeroed_bytes: int = 0
+    elided_bytes: int = 0
+    """Zero at both ends."""
+    copied_chunks: int = 0
+    elided_chunks: int = 0
+    """Of which nothing had to be written."""
 
     def may_hold_data(self, offset: int, length: int) -> bool:
         """As far as is known without asking."""
@@ -89,16 +94,42 @@ class Target:
 class Copied:
     """What a copy did.
 
-    ``read_bytes`` came from the source, ``elided_bytes`` were zero at both ends; ``passed_bytes`` of ``total_bytes``
-    (None while the plan grows) of the delta are done.
+    ``read_bytes`` came from the source; ``passed_bytes`` of ``total_bytes`` (None while the plan grows) of the delta
+    are done.
     """
 
     read_bytes: int = 0
-    chunks: int = 0
     passed_bytes: int = 0
-    elided_bytes: int = 0
     total_bytes: int | None = None
     done_bytes: int = 0
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What copies into one target moved: bytes read at the source (siblings that share a read count it each), written,
+    zeroes included, and elided, as they were zero at both ends; and chunks, which are one read each."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    elided_bytes: int = 0
+    copied_chunks: int = 0
+    elided_chunks: int = 0
+
+    def count(self, copied: Copied, target: Target) -> None:
+        """One copy more."""
+        self.read_bytes += copied.read_bytes
+        self.written_bytes += target.written_bytes + target.zeroed_bytes
+        self.elided_bytes += target.elided_bytes
+        self.copied_chunks += target.copied_chunks
+        self.elided_chunks += target.elided_chunks
+
+    def add(self, other: "Tally") -> None:
+        """All that another one counted."""
+        self.read_bytes += other.read_bytes
+        self.written_bytes += other.written_bytes
+        self.elided_bytes += other.elided_bytes
+        self.copied_chunks += other.copied_chunks
+        self.elided_chunks += other.elided_chunks
 
 
 @dataclass(eq=False)
@@ -110,6 +141,8 @@ class _Chunk:
     pending: int = 1
     data: bytes = b""
     digest: int = 0
+    into: list[Target] = field(default_factory=list)
+    """To which something of it had to be written."""
     dropped: bool = False
     """Read, but not written to everybody: the copy ended before."""
 
@@ -345,6 +378,11 @@ class Copy:
         if chunk.pending == 0:
             if not chunk.dropped:
                 self.copied.passed_bytes += sum(length for _, length in chunk.pieces)
+                for target in self._targets:
+                    if any(target is other for other in chunk.into):
+                        target.copied_chunks += 1
+                    elif target.failed is None:
+                        target.elided_chunks += 1
             self._window.give(chunk.cost)
             chunk.data = b""
 
@@ -369,7 +407,6 @@ class Copy:
             )
         elif self._fatal is None:
             self.copied.read_bytes += len(result)
-            self.copied.chunks += 1
             chunk.data = result
             chunk.dropped = False
             if self._compare:
@@ -404,17 +441,19 @@ class Copy:
 
     def _write_piece(self, chunk: _Chunk, target: Target, offset: int, length: int, piece: bytes) -> None:
         if not piece and not target.may_hold_data(offset, length):
-            self.copied.elided_bytes += length
+            target.elided_bytes += length
             return
         chunk.pending += 1
         done = partial(self._put_wrote, chunk, target)
         try:
             if piece:
+                _note(chunk, target)
                 target.written_bytes += length
                 target.image.submit_write(offset, piece, done)
             elif target.end_of:
                 self._ask(chunk, target, offset, length)
             else:
+                _note(chunk, target)
                 target.zeroed_bytes += length
                 target.image.submit_zero(offset, length, done)
         except errors.Error as error:
@@ -442,9 +481,10 @@ class Copy:
             asked.chunk.dropped = self._fatal is not None
             done(None)
         elif not asked.result:
-            self.copied.elided_bytes += asked.length
+            asked.target.elided_bytes += asked.length
             done(None)
         else:
+            _note(asked.chunk, asked.target)
             asked.target.zeroed_bytes += asked.length
             try:
                 asked.target.image.submit_zero(asked.offset, asked.length, done)
@@ -480,3 +520,8 @@ class Copy:
                     piece = b"" if zero else chunk.data[start:end]
                     self._write_piece(chunk, target, chunk.start + start, end - start, piece)
         self._less(chunk)
+
+
+def _note(chunk: _Chunk, target: Target) -> None:
+    if not any(target is other for other in chunk.into):
+        chunk.into.append(target)

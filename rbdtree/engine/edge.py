@@ -10,6 +10,7 @@ from rbdtree.engine import branch as branches
 from rbdtree.engine import ends, push, tidy
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.clone import CloneEdge
+from rbdtree.engine.copy import Tally
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.mirror import CopyRequest, MirrorEdge
 from rbdtree.engine.node import Node
@@ -24,21 +25,18 @@ _ROUNDS = 50
 
 
 @dataclass
-class Outcome:
-    """What became of one node. Bytes are those written to it: from its parent, or (``local``) of its own pushes;
-    ``repeated``: those that a copy had written when it failed, of which some are written again.
+class Outcome(Tally):
+    """What became of one node, and what was moved to it. ``local``: of what was written, what came of its own pushes;
+    ``repeated``: what a copy had written when it failed, of which some is written again.
 
     ``waits``: why it is not at its parent's newest generation yet, or does not hold of it all it is to hold, where that
     is no error."""
 
     node: str
     changed: bool = False
-    written_bytes: int = 0
     local_bytes: int = 0
-    read_bytes: int = 0
-    elided_bytes: int = 0
     repeated_bytes: int = 0
-    chunks: int = 0
+    repeated_chunks: int = 0
     seconds: float = 0.0
     error: errors.Error | None = None
     waits: str = ""
@@ -182,9 +180,9 @@ class EdgeRun:
         except errors.Changed as error:
             # Something moved while we worked: look again and plan anew.
             self._reporter.note(outcome.node, str(error))
-        if isinstance(edge, MirrorEdge) and edge.relayed_bytes:
-            outcome.written_bytes += edge.relayed_bytes
-            edge.relayed_bytes = 0
+        if isinstance(edge, MirrorEdge):
+            outcome.add(edge.relayed)
+            edge.relayed = Tally()
         if isinstance(edge, MirrorEdge) and edge.waits:
             outcome.waits = edge.waits
             return False
@@ -195,13 +193,11 @@ class EdgeRun:
             copied = desk.copy(request, claim.check, edge.record)
         except BaseException:
             outcome.repeated_bytes += request.target.written_bytes
+            outcome.repeated_chunks += request.target.copied_chunks
             raise
         if request.local:
             outcome.local_bytes += request.target.written_bytes
-        outcome.written_bytes += request.target.written_bytes + request.target.zeroed_bytes
-        outcome.read_bytes += copied.read_bytes
-        outcome.elided_bytes += copied.elided_bytes
-        outcome.chunks += copied.chunks
+        outcome.count(copied, request.target)
 
 
 def _add(seconds: dict[str, float], step: str, began: float) -> None:

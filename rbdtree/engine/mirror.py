@@ -13,7 +13,7 @@ from functools import partial
 from rbdtree import errors
 from rbdtree.engine import delta, ends, pushed, relay, sample, zeroing
 from rbdtree.engine.claim import Claim, worker_name
-from rbdtree.engine.copy import Target
+from rbdtree.engine.copy import Tally, Target
 from rbdtree.engine.node import Node, cluster_of
 from rbdtree.engine.pace import Pace
 from rbdtree.model import portion as portions
@@ -74,7 +74,7 @@ class MirrorEdge:
         self._pace = pace
         self.waits = ""
         """Why the newest generation is not here yet, when its parent is still receiving it."""
-        self.relayed_bytes = 0
+        self.relayed = Tally()
         self.lacks = ""
         """Why it holds another portion than it is to hold, while it is at its parent's newest generation."""
 
@@ -424,7 +424,7 @@ class MirrorEdge:
             intent.portion,
         )
         self.waits = run.run(intent, self._record_relayed, self._reporter, self.name, self._pace)
-        self.relayed_bytes += run.written_bytes
+        self.relayed.add(run.tally)
 
     def _record_relayed(self, done_bytes: int, relayed: float, size_bytes: int) -> Intent:
         def change(document: NodeDocument) -> NodeDocument:

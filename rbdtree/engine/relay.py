@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from rbdtree import errors
 from rbdtree.engine import delta
-from rbdtree.engine.copy import Copied, Copy, Target
+from rbdtree.engine.copy import Copied, Copy, Tally, Target
 from rbdtree.engine.node import Node
 from rbdtree.engine.pace import Pace
 from rbdtree.model.document import Intent, Kind, NodeDocument
@@ -68,7 +68,7 @@ class Relay:
         self._since = since
         self._check = check
         self._portion = portion
-        self.written_bytes = 0
+        self.tally = Tally()
 
     def run(
         self,
@@ -139,10 +139,10 @@ class Relay:
         def progress(copied: Copied) -> None:
             reporter.copying(name, low + copied.passed_bytes, None)
 
-        Copy(source, [target], [wanted], check=self._check, progress=progress, pace=pace).run()
+        copied = Copy(source, [target], [wanted], check=self._check, progress=progress, pace=pace).run()
         if target.failed:
             raise target.failed
-        self.written_bytes += target.written_bytes + target.zeroed_bytes
+        self.tally.count(copied, target)
         return self._still(intent, coming)
 
     def _sized(self, size: int) -> Image | None:

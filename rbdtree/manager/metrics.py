@@ -40,7 +40,9 @@ class Metrics(Listener):
         self._elided = counter("elided_bytes", "Bytes of deltas that were zero at both ends and were not shipped")
         self._local = counter("local_bytes", "Bytes of a node's own pushes that needed not come down again")
         self._repeated = counter("repeated_bytes", "Bytes written by copies that failed, some of which are repeated")
-        self._chunks = counter("copied_chunks", "Chunks read at the parent")
+        self._chunks = counter("copied_chunks", "Chunks (reads at the parent) of which something was written")
+        self._elided_chunks = counter("elided_chunks", "Chunks of which nothing had to be written")
+        self._repeated_chunks = counter("repeated_chunks", "Chunks written by copies that failed, some repeated")
         self._sent = counter("sent_bytes", "Bytes of pushes sent to the parent")
         self._published = counter("published_pushes", "Pushes that became generations at the root")
         self._refused = counter("refused_pushes", "Pushes that met changes of others, or a lease")
@@ -87,7 +89,9 @@ class Metrics(Listener):
             self._elided.labels(*where).inc(edge.elided_bytes)
             self._local.labels(*where).inc(edge.local_bytes)
             self._repeated.labels(*where).inc(edge.repeated_bytes)
-            self._chunks.labels(*where).inc(edge.chunks)
+            self._chunks.labels(*where).inc(edge.copied_chunks)
+            self._elided_chunks.labels(*where).inc(edge.elided_chunks)
+            self._repeated_chunks.labels(*where).inc(edge.repeated_chunks)
             for step, seconds in edge.step_seconds.items():
                 self._steps.labels(*where, step).inc(seconds)
         for part, seconds in cycle.parts.items():

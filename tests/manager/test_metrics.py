@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from rbdtree import errors, memory
 from rbdtree.engine import branch as branches
 from rbdtree.engine import push
+from rbdtree.engine.copy import CHUNK
 from rbdtree.manager import cycle as cycles
 from rbdtree.manager.cycle import Cycles
 from rbdtree.manager.metrics import Metrics
@@ -79,6 +81,9 @@ def managed(grove: Grove, **wish: Any) -> Metrics:
     return metrics
 
 
+BOTH = "bytes", "chunks"
+
+
 def text(metrics: Metrics) -> str:
     return generate_latest(metrics.registry).decode()
 
@@ -98,6 +103,47 @@ def test_what_is_told(told: str) -> None:
     assert value(told, "rbdtree_edges_held") == value(told, "rbdtree_edges_known") == 2
     assert value(told, 'rbdtree_cut_generations_total{node="root",tree="t"}') == 1
     assert value(told, 'rbdtree_step_seconds_total{node="m",step="copy",tree="t"}') > 0
+
+
+def test_what_is_copied_elided_and_repeated_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    grove = Grove()
+    grove.add("m", "root", Kind.MIRROR, "b")
+    half, write, failures = 4 << 20, memory.Image.submit_write, [1]
+
+    def fails_once(self: memory.Image, offset: int, data: bytes, done: Any) -> None:
+        if offset >= half and data[0] == ord("c") and failures:
+            failures.pop()
+            done(errors.NoSpace("of the test"))
+        else:
+            write(self, offset, data, done)
+
+    metrics = managed(grove, poll=1.0)
+
+    def told(kind: str) -> tuple[float, ...]:
+        return tuple(value(text(metrics), f'rbdtree_{kind}_{what}_total{{node="m",tree="t"}}') for what in BOTH)
+
+    try:
+        grove.write(0, b"a" * half)
+        grove.write(half, bytes(half))
+        grove.cut()
+        until(lambda: grove.level() and grove.document("m").generations, "it is level")
+        until(lambda: told("copied") == (half, half / CHUNK), "what was copied is told")
+        assert told("elided") == (half, half / CHUNK)
+        assert told("repeated") == (0, 0)
+        grove.write(0, b"b" * half)
+        monkeypatch.setattr(memory.Image, "submit_write", fails_once)
+        sites = memory.Sites(grove.storages)
+        image = sites.cluster("a").pool("p").open(grove.document("root").image_id, read_only=False)
+        write(image, half, b"c" * half, lambda _: None)
+        image.close()
+        grove.cut()
+        until(lambda: not failures and grove.level(), "it is level again")
+        until(lambda: told("copied") >= (2 * half, 0), "what was copied since is told")
+        repeated_bytes, repeated_chunks = told("repeated")
+        assert half <= repeated_bytes <= 2 * half
+        assert half / CHUNK <= repeated_chunks <= 2 * half / CHUNK
+    finally:
+        grove.close()
 
 
 def test_a_scrub_that_never_begins_grows_old_and_one_that_nobody_wants_does_not(
