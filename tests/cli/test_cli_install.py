@@ -52,6 +52,9 @@ def test_pip_install_gives_a_command_and_no_cli_module(tmp_path: Path) -> None:
     assert seen.startswith("None ")
     assert str(venv) in seen
     installed = say(venv / "bin/pip", "show", "--files", "rbdtree")
-    assert "rbdtree_cli/main.py" in installed
+    there = [str(p.relative_to(source)).replace("cli/", "rbdtree_cli/", 1) for p in source.glob("cli/*.py")]
+    there += [str(p.relative_to(source)) for p in source.glob("rbdtree/**/*.py")]
+    assert [name for name in there if f"  {name}\n" not in installed] == []
+    assert "rbdtree_cli/main.py" in there
     assert "rbdtree/py.typed" in installed
     assert "  cli/" not in installed
