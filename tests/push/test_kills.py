@@ -93,7 +93,7 @@ def test_a_clones_push_and_move_at_every_call(points: Points, volume: Volume) ->
         volume.push("k", "--wait")
         assert volume.newest() == newest + 1
         volume.sync()
-        volume.settled()
+        volume.settled(died=True)
         assert volume.document("k").branch
         assert volume.branch_bytes("k") == bytes(volume.model)
 
@@ -115,7 +115,7 @@ def test_a_mirrors_move_at_every_call(points: Points, volume: Volume) -> None:
         volume.check()
         volume.sync()
         volume.sync()
-        volume.settled()
+        volume.settled(died=True)
         assert volume.branch_bytes("m") == bytes(volume.model)
 
     assert killed(points, volume, before, after) > 10
