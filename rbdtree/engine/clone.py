@@ -65,10 +65,10 @@ def _purge_dropped(pool: Pool, document: NodeDocument) -> None:
     for entry in pool.trashed():
         if entry.name == beside(document) and entry.image_id not in live:
             with suppress(errors.Error):
-                _purge(pool, entry.image_id, document)
+                _purge_bare(pool, entry.image_id, document)
 
 
-def _purge(pool: Pool, image_id: str, document: NodeDocument) -> None:
+def _purge_bare(pool: Pool, image_id: str, document: NodeDocument) -> None:
     with suppress(errors.NotFound):
         image = pool.open(image_id)
         try:
