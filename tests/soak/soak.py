@@ -439,8 +439,14 @@ class Soak:
         moves.sort()
         waits = []
         for name, died in self._killed:
-            had = {node: taken for at, who, node, taken in moves if who == name and at <= died}
-            for node in (node for node, taken in had.items() if taken):
+            holder: dict[str, str] = {}
+            for _, who, node, taken in (move for move in moves if move[0] <= died):
+                # Who stood still tells that an edge is lost after another has taken it, or never.
+                if taken:
+                    holder[node] = who
+                elif holder.get(node) == who:
+                    del holder[node]
+            for node in (node for node, who in holder.items() if who == name):
                 again = (at for at, _, other, taken in moves if at > died and taken and other == node)
                 waits += [at - died for at in islice(again, 1)]
         waits.sort()
