@@ -329,7 +329,7 @@ def main() -> None:
         workloads = tuple(w for w in workloads if w.name.startswith(wanted))
     objects = 16 if options.quick else 256
     orderly()
-    tool.check()
+    tool.check("rbd-mirror")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """The tool as a user runs it: one process a command."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ COMMAND = [sys.executable, "-P", "-m", "rbdtree_cli.main"]
 """-P: the rbdtree that is installed, not the one in the current directory, whose modules may not be compiled."""
 
 
-def check() -> None:
-    """Says what is missing before anything is built."""
+def check(*programs: str) -> None:
+    """Says what is missing before anything is built; ``programs``: what is measured beside the tool."""
+    for program in programs:
+        if shutil.which(program) is None:
+            raise SystemExit(f"{program} is not here: install it (Debian and Ubuntu: apt-get install {program})")
     try:
         subprocess.run([*COMMAND, "--version"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:

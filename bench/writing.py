@@ -336,7 +336,7 @@ def main() -> None:
         options.rounds, options.writes, options.seconds = 1, 5, 6
     bulk = 16 if options.quick else 256
     orderly()
-    tool.check()
+    tool.check("rbd-mirror")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
