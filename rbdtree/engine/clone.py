@@ -61,16 +61,24 @@ def _purge_dropped(pool: Pool, document: NodeDocument) -> None:
 
     An entry may also be of an image that has its name still, or is the node's by now: of a move into the trash that was
     interrupted. One of a move that had come further cannot be purged, nor restored (EUCLEAN); it stays."""
-    live = {document.image_id, pool.image_id(document.ref.image), pool.image_id(beside(document))}
-    for entry in pool.trashed():
-        if entry.name == beside(document) and entry.image_id not in live:
+    name = beside(document)
+    found = [entry.image_id for entry in pool.trashed() if entry.name == name]
+    if not found:
+        return
+    live = {document.image_id, pool.image_id(document.ref.image), pool.image_id(name)}
+    for image_id in found:
+        if image_id not in live:
             with suppress(errors.Error):
-                _purge_bare(pool, entry.image_id, document)
+                _purge_bare(pool, image_id, document)
 
 
 def _purge_bare(pool: Pool, image_id: str, document: NodeDocument) -> None:
-    with suppress(errors.NotFound):
+    try:
         image = pool.open(image_id)
+    except errors.NotFound:
+        # Removed by half.
+        pass
+    else:
         try:
             if image.watchers() or not _bare(image, document):
                 return

@@ -117,11 +117,15 @@ class Tally:
 
     def count(self, copied: Copied, target: Target) -> None:
         """One copy more."""
-        self.read_bytes += copied.read_bytes
-        self.written_bytes += target.written_bytes + target.zeroed_bytes
-        self.elided_bytes += target.elided_bytes
-        self.copied_chunks += target.copied_chunks
-        self.elided_chunks += target.elided_chunks
+        self.add(
+            Tally(
+                read_bytes=copied.read_bytes,
+                written_bytes=target.written_bytes + target.zeroed_bytes,
+                elided_bytes=target.elided_bytes,
+                copied_chunks=target.copied_chunks,
+                elided_chunks=target.elided_chunks,
+            )
+        )
 
     def add(self, other: "Tally") -> None:
         """All that another one counted."""

@@ -112,7 +112,9 @@ class Shifts:
         try:
             cycle = self._cycles.run(unit, unit.desk, whole=whole)
         except Exception as error:
-            cycle = Cycle(unit.name, error=errors.Bug(f"{unit.name}: {type(error).__name__}: {error}"))
+            bug = errors.Bug(f"{unit.name}: {type(error).__name__}: {error}")
+            bug.__cause__ = error
+            cycle = Cycle(unit.name, error=bug)
         with suppress(Exception):
             self._listener.cycle(unit, cycle)
         self._ended.put((unit, cycle))
