@@ -34,7 +34,7 @@ def test_a_cut_travels_at_once(grove: Grove) -> None:
     until(grove.level, "everybody has the first generation")
     grove.write(4096, b"two" * 1000)
     grove.cut()
-    until(grove.level, "everybody has the second one, long before the next poll", 5)
+    until(grove.level, "everybody has the second one, long before the next poll")
 
 
 @pytest.mark.parametrize("kind", [Kind.MIRROR, Kind.CLONE])
@@ -50,7 +50,7 @@ def test_a_cut_travels_at_once_past_a_clone_that_stays(grove: Grove, kind: Kind)
     grove.write(4096, b"two" * 1000)
     grove.cut()
     newest = grove.document("root").newest_position
-    until(lambda: grove.document("below").newest_position == newest, "it comes by the clone", 5)
+    until(lambda: grove.document("below").newest_position == newest, "it comes by the clone")
     assert grove.document("c").newest_position != newest
     user.close()
 
@@ -61,7 +61,7 @@ def test_a_new_node_is_met_long_before_the_next_poll(grove: Grove) -> None:
     grove.cut()
     until(grove.level, "everybody has the first generation")
     grove.add("late", "m", Kind.MIRROR, "a")
-    until(grove.level, "the new one has it, too", 15)
+    until(grove.level, "the new one has it, too")
 
 
 def test_a_watch_that_was_lost_is_registered_long_before_the_next_poll(grove: Grove) -> None:
@@ -74,10 +74,10 @@ def test_a_watch_that_was_lost_is_registered_long_before_the_next_poll(grove: Gr
     for name in watched - {DIRECTORY}:
         for watch in watches.pop(name):
             watch.lose()
-    until(lambda: set(watches) == watched, "all are there again", 10)
+    until(lambda: set(watches) == watched, "all are there again")
     grove.write(4096, b"two" * 1000)
     grove.cut()
-    until(grove.level, "and wake it", 5)
+    until(grove.level, "and wake it")
 
 
 def test_a_tree_that_is_not_there_is_said(grove: Grove) -> None:
@@ -157,7 +157,7 @@ def test_an_uplink_that_waits_for_a_person_hears_that_one_acted(grove: Grove, mo
     resolved.set()
     told = Push(document.ref.node_id, "leaf", 1, document.newest_position, PushState.PUBLISHED, 0.0)
     grove.node("leaf").update(lambda d: replace(d, pushes=(told,)))
-    until(lambda: grove.document("leaf").trouble is None, "it goes on", 10)
+    until(lambda: grove.document("leaf").trouble is None, "it goes on")
 
 
 def test_a_clone_that_goes_while_it_is_made_leaves_no_mark(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +397,7 @@ def test_two_managers_that_reach_an_edge_each(grove: Grove) -> None:
     grove.cut()
     until(grove.level, "both edges were brought on")
     assert lower.held() == {"leaf"}
-    assert upper.held() == {"root", "m", "c"}
+    until(lambda: upper.held() == {"root", "m", "c"}, "the root is somebody's, too")
 
     def grandchild() -> Summary | None:
         # A child made a moment ago was told of as it was then: without children.
@@ -556,7 +556,7 @@ def test_a_scrub_that_found_nothing_to_compare_is_tried_again_soon(
     grove.policy("m", scrub="7d")
     grove.cut()
     grove.run(poll=60.0)
-    until(lambda: grove.document("m").scrub, "a piece is compared", 10)
+    until(lambda: grove.document("m").scrub, "a piece is compared")
     time.sleep(1)
     assert [bool(piece) for piece in tried] == [False, False, False, True]
 
@@ -588,7 +588,8 @@ def test_a_scrub_makes_up_for_what_it_lost(grove: Grove, monkeypatch: pytest.Mon
     began = until(lambda: grove.document("m").scrub, "it has begun").started
     found = until(lambda: (s := grove.document("m").scrub) and s.finished and s, "a pass has ended")
     assert lost[0]
-    assert 4 < found.finished - began < 6
+    # At the pace that it began with it would be 8 s.
+    assert 4 < found.finished - began < 7.5
 
 
 def test_a_manager_that_ends_waits_for_no_cycle_that_never_began(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
