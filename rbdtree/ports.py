@@ -4,11 +4,12 @@ suite (``tests/conformance``).
 Every method raises ``rbdtree.errors`` only. Offsets, lengths and sizes are bytes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rbdtree import errors
+from rbdtree.model.extent import Pair
 from rbdtree.model.journal_client import Client, Commit, Header, Tag
 
 WORK = "rbdtree.claim"
@@ -161,10 +162,12 @@ class Image(Source, Protocol):
         ``Unsupported`` for an image without exclusive lock, which journaling needs: others may rely on its absence.
         """
 
-    def checksums(self, objects: list[int]) -> list[int | None]:
-        """Computed by the OSDs: xxhash64 of each numbered object as of the open snapshot, None where there is none.
+    def checksums(self, extents: Sequence[Pair]) -> list[int | None]:
+        """Computed by the OSDs: xxhash64 of what each extent, which lies in one object, holds as of the open snapshot;
+        None where there is no object.
 
-        Only with a plain layout. Trailing zeroes may or may not be part of an object: unequal is no proof.
+        Only with a plain layout. What is beyond the end of an object counts for nothing, and zeroes there may or may
+        not be part of it: unequal is no proof.
         """
 
     def close(self) -> None: ...

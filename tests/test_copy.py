@@ -40,7 +40,7 @@ def show(found: Any) -> str:
     shown = ""
     for number in range(found.size() // UNIT):
         data = set(found.read(number * UNIT, UNIT))
-        hole = found.checksums([number]) == [None]
+        hole = found.checksums([(number * UNIT, UNIT)]) == [None]
         shown += "-" if hole else "?" if len(data) > 1 else chr(min(data)) if min(data) else "0"
     return shown
 

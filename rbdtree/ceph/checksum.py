@@ -1,6 +1,7 @@
 """Checksums that the OSDs compute: ``rados_checksum`` of librados (C), which the Python binding does not have.
 
-No data moves: 512 MiB take a second on one OSD. The C library needs a connection of its own, made when first asked for.
+No data moves (PrimaryLogPG::do_checksum): 512 MiB take a second on one OSD. The C library needs a connection of its
+own, made when first asked for.
 """
 
 import ctypes
@@ -12,7 +13,11 @@ from functools import partial
 from rbdtree.ceph.translate import from_errno
 
 _XXHASH64 = 1
+_OF_NOTHING = 0xEF46DB3751D8E999
 _PARALLEL = 16
+
+Piece = tuple[str, int, int]
+"""An object, and offset and length in it."""
 
 
 class Checksums:
@@ -27,8 +32,8 @@ class Checksums:
             self._check(self._lib.rados_conf_set(self._rados, key.encode(), value.encode()))
         self._check(self._lib.rados_connect(self._rados))
 
-    def objects(self, pool_id: int, namespace: str, snapshot_id: int | None, oids: list[str]) -> list[int | None]:
-        """xxhash64 (seed 0) of each whole object as of the snapshot; None where there is no object."""
+    def pieces(self, pool_id: int, namespace: str, snapshot_id: int | None, pieces: list[Piece]) -> list[int | None]:
+        """xxhash64 (seed 0) of each piece as of the snapshot, as far as its object goes; None where there is none."""
         io = ctypes.c_void_p()
         self._check(self._lib.rados_ioctx_create2(self._rados, ctypes.c_int64(pool_id), ctypes.byref(io)))
         try:
@@ -36,22 +41,22 @@ class Checksums:
             if snapshot_id is not None:
                 self._lib.rados_ioctx_snap_set_read(io, ctypes.c_uint64(snapshot_id))
             with ThreadPoolExecutor(_PARALLEL) as threads:
-                return list(threads.map(partial(self._one, io), oids))
+                return list(threads.map(partial(self._one, io), pieces))
         finally:
             self._lib.rados_ioctx_destroy(io)
 
-    def _one(self, io: ctypes.c_void_p, oid: str) -> int | None:
+    def _one(self, io: ctypes.c_void_p, piece: Piece) -> int | None:
+        oid, offset, length = piece
         reply = ctypes.create_string_buffer(12)
         seed = struct.pack("<Q", 0)
-        # Offset and length 0 mean the whole object (PrimaryLogPG::do_checksum).
         code = self._lib.rados_checksum(
             io,
             oid.encode(),
             _XXHASH64,
             seed,
             ctypes.c_size_t(len(seed)),
-            ctypes.c_size_t(0),
-            ctypes.c_uint64(0),
+            ctypes.c_size_t(length),
+            ctypes.c_uint64(offset),
             ctypes.c_size_t(0),
             reply,
             ctypes.c_size_t(len(reply)),
@@ -59,8 +64,9 @@ class Checksums:
         if code == -errno.ENOENT:
             return None
         self._check(code, f"checksum {oid}")
-        _, value = struct.unpack("<IQ", reply.raw)
-        return int(value)
+        count, value = struct.unpack("<IQ", reply.raw)
+        # Of a piece that begins beyond the end of its object there is none.
+        return int(value) if count else _OF_NOTHING
 
     def _check(self, code: int, doing: str = "connect for checksums") -> None:
         if code < 0:

@@ -4,7 +4,7 @@ import threading
 import time
 from calendar import timegm
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,6 +14,7 @@ import rbd
 
 from rbdtree import errors, heap
 from rbdtree.ceph.translate import from_errno, translated
+from rbdtree.model.extent import Pair
 from rbdtree.ports import Ancestor, Layout, ReadDone, Snapshot, Span, WriteDone
 
 if TYPE_CHECKING:
@@ -266,12 +267,13 @@ class Image:
         with translated(f"journaling of {self._what}"):
             self._image.update_features(rbd.RBD_FEATURE_JOURNALING, on)
 
-    def checksums(self, objects: list[int]) -> list[int | None]:
+    def checksums(self, extents: Sequence[Pair]) -> list[int | None]:
         with translated(f"checksum {self._what}"):
             prefix, pool_id = self._image.block_name_prefix(), self._image.data_pool_id()
             snapshot_id = self._image.snap_get_id(self._snapshot) if self._snapshot else None
-        oids = [f"{prefix}.{number:016x}" for number in objects]
-        return self._pool.cluster.checksums().objects(pool_id, self._pool.namespace, snapshot_id, oids)
+        unit = self.layout.object_bytes
+        pieces = [(f"{prefix}.{offset // unit:016x}", offset % unit, length) for offset, length in extents]
+        return self._pool.cluster.checksums().pieces(pool_id, self._pool.namespace, snapshot_id, pieces)
 
     def close(self) -> None:
         with self._closing:

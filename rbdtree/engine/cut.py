@@ -13,10 +13,11 @@ from rbdtree import errors
 from rbdtree.engine import delta, ends, landing, pushed
 from rbdtree.engine.claim import Claim, worker_name
 from rbdtree.engine.node import Node
+from rbdtree.engine.pushed import Opened
 from rbdtree.model.document import Intent, Kind, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, Position, snapshot_name
-from rbdtree.ports import Image, Reporter, Silent, Snapshot, Source
+from rbdtree.ports import Image, Reporter, Silent, Snapshot
 
 _EXACT_OBJECTS = 4096
 _OTHERS = 64
@@ -37,7 +38,7 @@ class Root:
         self._done = 0
         self._noted = time.time()
 
-    def cut(self, push: Push | None = None, known: tuple[Source, Extents] | None = None) -> Generation:
+    def cut(self, push: Push | None = None, known: tuple[Opened, Extents] | None = None) -> Generation:
         """A generation of what the image holds now, with ``push`` applied to it first; ``known``: its bytes, and which
         of them."""
         document = self.document
@@ -56,7 +57,7 @@ class Root:
         )
         return self._complete(intent, known)
 
-    def _complete(self, intent: Intent, known: tuple[Source, Extents] | None = None) -> Generation:
+    def _complete(self, intent: Intent, known: tuple[Opened, Extents] | None = None) -> Generation:
         name = snapshot_name(self.document.tree_id, intent.target)
         snapshot = ends.whole(self.node.pool, self.image, name)
         push = self.document.push(intent.push) if intent.push else None
@@ -68,7 +69,7 @@ class Root:
             self.claim.check()
             snapshot = ends.seal(self.node.pool, self.image, name)
         # A host of the root's may have come, written and gone since anybody looked: the bytes tell, and nothing else.
-        others = landing.others(self.node, self.document, intent, push, self._moved) if push else None
+        others = landing.others(self.node, self.document, intent, push, self._moved, known) if push else None
         return self._settle(intent, snapshot, push, known[1].total if known and others == NOTHING else None, others)
 
     def _resume(self, intent: Intent, push: Push | None) -> None:

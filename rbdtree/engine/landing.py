@@ -7,10 +7,12 @@ from rbdtree import errors
 from rbdtree.engine import delta, extents, pushed
 from rbdtree.engine.copy import Copied, Copy, Target, Window
 from rbdtree.engine.node import Node
+from rbdtree.engine.parcel import Parcel
+from rbdtree.engine.pushed import Opened
 from rbdtree.model.document import Intent, NodeDocument, Push
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import snapshot_name
-from rbdtree.ports import Image, Reporter, Source
+from rbdtree.ports import Image, Reporter
 
 WINDOW = 48 << 20
 """Bytes in flight of a push, which copies to one target at a time. librbd takes as much again."""
@@ -28,40 +30,55 @@ def newer(
         return NOTHING
     try:
         within = wanted.clip(0, min(head.size(), base.size()))
-        return extents.collect(extents.compared(head, base, iter([list(within)]), passed))
+        return _unequal(head, base, within, passed)
     finally:
         base.close()
 
 
 def others(
-    node: Node, document: NodeDocument, intent: Intent, push: Push, passed: Callable[[], None]
+    node: Node,
+    document: NodeDocument,
+    intent: Intent,
+    push: Push,
+    passed: Callable[[], None],
+    known: tuple[Opened, Extents] | None = None,
 ) -> Extents | None:
     """What of the generation is neither the one before it nor this push, byte for byte. None: that cannot be told.
-    ``passed``: told as it gets on."""
+
+    ``passed``: told as it gets on. ``known``: the push, open already, and what it changes."""
     if intent.since is None:
         return None
     since, until = (snapshot_name(document.tree_id, p) for p in (intent.since, intent.target))
     try:
         with ExitStack() as opened:
-            source = opened.enter_context(closing(pushed.opened(node.pool, push)))
-            wanted = pushed.changed(node.pool, push, source)
-            after, before = (
-                opened.enter_context(closing(node.pool.open(document.image_id, snapshot)))
-                for snapshot in (until, since)
-            )
-            if after.size() != before.size() or wanted.clip(0, after.size()) != wanted:
+            if known is None:
+                source = opened.enter_context(closing(pushed.opened(node.pool, push)))
+                known = source, pushed.changed(node.pool, push, source)
+            source, wanted = known
+            after = opened.enter_context(closing(node.pool.open(document.image_id, until)))
+            size = next((s.size_bytes for s in after.snapshots() if s.name == since), None)
+            if after.size() != size or wanted.clip(0, size) != wanted:
                 return None
             late: list[Extents] = []
-            beside = delta.collect(after, since, until, late.append).subtract(wanted)
-            strange = extents.collect(extents.compared(after, before, iter([list(beside)]), passed))
+            strange = delta.collect(after, since, until, late.append).subtract(wanted)
+            if strange:
+                before = opened.enter_context(closing(node.pool.open(document.image_id, since)))
+                strange = extents.collect(extents.compared(after, before, iter([list(strange)]), passed))
             strange = strange.union(Extents.of(pair for objects in late for pair in objects))
-            return strange.union(extents.collect(extents.compared(after, source, iter([list(wanted)]), passed)))
+            return strange.union(_unequal(after, source, wanted, passed))
     except errors.NotFound:
         return None
 
 
+def _unequal(image: Image, other: Opened, within: Extents, passed: Callable[[], None]) -> Extents:
+    """What differs, where nothing should."""
+    if not isinstance(other, Parcel):
+        within = extents.suspect(image, other, within, passed)
+    return extents.collect(extents.compared(image, other, iter([list(within)]), passed))
+
+
 def apply(
-    node: Node, source: Source, head: Image, reporter: Reporter, check: Callable[[int], None], wanted: Extents
+    node: Node, source: Opened, head: Image, reporter: Reporter, check: Callable[[int], None], wanted: Extents
 ) -> Copied:
     """Writes these extents of a push into ``head``. ``check``: told again and again how many bytes are done."""
     target = Target(node.name, head, Extents.of([(0, head.size())]))

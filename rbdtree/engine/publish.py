@@ -14,10 +14,11 @@ from rbdtree import errors
 from rbdtree.engine import cut, delta, ends, extents, pushed, tidy
 from rbdtree.engine.cut import Root
 from rbdtree.engine.node import Node
+from rbdtree.engine.pushed import Opened
 from rbdtree.model.document import Evidence, Lease, NodeDocument, Push, PushState
 from rbdtree.model.extent import NOTHING, Extents
 from rbdtree.model.position import Generation, snapshot_name
-from rbdtree.ports import Image, Reporter, Source
+from rbdtree.ports import Image, Reporter
 
 SHOWN = 16
 
@@ -51,7 +52,7 @@ def _lost(root: Root, push: Push) -> Push:
     return _refuse(root, push, (Evidence("lost", push.owner_name, None, 0, ()),))
 
 
-def _judge(root: Root, push: Push, source: Source, wanted: Extents, shared: bool) -> Push:
+def _judge(root: Root, push: Push, source: Opened, wanted: Extents, shared: bool) -> Push:
     evidence = _overtaken(root.document, push, wanted) or leased(root.document.leases, push, wanted, time.time())
     if not evidence:
         users = root.image.watchers()
@@ -100,7 +101,7 @@ def leased(leases: tuple[Lease, ...], push: Push, wanted: Extents, now: float) -
     return tuple(found)
 
 
-def _met(root: Root, push: Push, source: Source, wanted: Extents) -> tuple[Evidence, ...]:
+def _met(root: Root, push: Push, source: Opened, wanted: Extents) -> tuple[Evidence, ...]:
     """Bytes that the push changes and that others changed since its base, and that are not equal by chance."""
     document, node = root.document, root.node
     sectors = extents.whole_sectors(wanted, root.image.size())

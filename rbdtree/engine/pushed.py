@@ -9,8 +9,10 @@ from rbdtree.model.document import Push
 from rbdtree.model.extent import Extents
 from rbdtree.ports import Image, Pool
 
+Opened = Image | Parcel
 
-def opened(pool: Pool, push: Push) -> Image | Parcel:
+
+def opened(pool: Pool, push: Push) -> Opened:
     """To be read, and to be closed. ``NotFound`` when it is gone."""
     return parcel.load(pool, push.staging) if push.packed else pool.open(push.image_id, push.snapshot)
 
@@ -27,7 +29,7 @@ def written_late(pool: Pool, push: Push) -> bool:
     return bool(late)
 
 
-def changed(pool: Pool, push: Push, source: Image | Parcel) -> Extents:
+def changed(pool: Pool, push: Push, source: Opened) -> Extents:
     """Which bytes it changes.
 
     Whole sectors of one that is forced over others' bytes: they would be merged with its own otherwise."""

@@ -167,26 +167,27 @@ def compare(
         raise errors.Integrity(
             f"{verdict.node} is {image.size()} bytes long at {verdict.position}, {verdict.against} {source.size()}"
         )
-    size = source.size()
+    size, unit = source.size(), image.layout.object_bytes
     written = delta.coarse(source, None, theirs).union(delta.coarse(image, None, mine)).clip(0, size)
     if within is not None:
         written = written.intersect(within)
     alike = source.layout == image.layout and source.layout.plain
     done = 0
     with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(2) as askers:
-        for batch in _batches(written, image.layout.object_bytes):
+        for batch in _batches(written, unit):
             suspects = batch
             if alike:
-                pair = [askers.submit(one.checksums, batch) for one in (source, image)]
+                objects = [(number * unit, unit) for number in batch]
+                pair = [askers.submit(one.checksums, objects) for one in (source, image)]
                 suspects = _suspects(batch, pair[0].result(), pair[1].result(), source, image)
-                verdict.checksummed_bytes += (len(batch) - len(suspects)) * image.layout.object_bytes
-            ranges = [(n * image.layout.object_bytes, min(size, (n + 1) * image.layout.object_bytes)) for n in suspects]
+                verdict.checksummed_bytes += (len(batch) - len(suspects)) * unit
+            ranges = [(n * unit, min(size, (n + 1) * unit)) for n in suspects]
             for (low, high), pairs in zip(ranges, readers.map(_reader(source, image), ranges), strict=True):
                 verdict.read_bytes += high - low
                 found = pairs if within is None else Extents.of(pairs).intersect(within).pairs
                 if found:
-                    verdict.differences.append(Difference(low // image.layout.object_bytes, tuple(found)))
-            done += len(batch) * image.layout.object_bytes
+                    verdict.differences.append(Difference(low // unit, tuple(found)))
+            done += len(batch) * unit
             reporter.copying(verdict.node, done, written.total)
 
 

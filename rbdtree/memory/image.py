@@ -1,6 +1,7 @@
 """An open image or snapshot, as a client sees it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import xxhash
 
 from rbdtree import errors
 from rbdtree.memory.storage import Change, Kept, Objects, Volume
-from rbdtree.model.extent import Extents
+from rbdtree.model.extent import Extents, Pair
 from rbdtree.ports import Ancestor, ReadDone, Snapshot, Span, WriteDone
 
 if TYPE_CHECKING:
@@ -250,9 +251,12 @@ class Image:
         if on:
             raise errors.Unsupported("images in memory have no journal")
 
-    def checksums(self, objects: list[int]) -> list[int | None]:
-        found = (self._objects.get(number) for number in objects)
-        return [None if data is None else xxhash.xxh64_intdigest(data) for data in found]
+    def checksums(self, extents: Sequence[Pair]) -> list[int | None]:
+        unit, found = self.layout.object_bytes, list[int | None]()
+        for offset, length in extents:
+            data, at = self._objects.get(offset // unit), offset % unit
+            found.append(None if data is None else xxhash.xxh64_intdigest(data[at : at + length]))
+        return found
 
     def close(self) -> None:
         with self._storage.guard:

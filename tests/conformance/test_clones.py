@@ -27,7 +27,7 @@ def test_a_clone_shows_its_snapshot_and_owns_nothing(world: World) -> None:
     assert clone.read(UNIT, 2 * UNIT) == b"1" * UNIT + b"2" * UNIT
     assert not clone.own_data()
     assert clone.snapshots() == ()
-    assert clone.checksums([1]) == [None]
+    assert clone.checksums([(UNIT, UNIT)]) == [None]
     pool = world.pool
     assert clone.ancestor() == Ancestor(pool.name, pool.namespace, image.image_id, "s", image.size())
 

@@ -4,11 +4,12 @@ import struct
 from typing import Any
 
 import pytest
+import xxhash
 from conformance.conftest import SMALL, UNIT, OnCeph, World, settled, write, zero
 from live.world import halve
 
 from rbdtree import errors
-from rbdtree.ports import Layout, Pool
+from rbdtree.ports import Image, Layout, Pool
 
 
 def ids(pool: Pool) -> dict[str, str]:
@@ -94,7 +95,7 @@ def test_zeroes_take_no_space(world: World) -> None:
     assert image.own_data()
     zero(image, UNIT, UNIT)
     assert not image.own_data()
-    assert image.checksums([1]) == [None]
+    assert image.checksums([(UNIT, UNIT)]) == [None]
 
 
 def test_an_image_open_for_reading_is_not_written(world: World) -> None:
@@ -178,24 +179,43 @@ def test_checksums_are_equal_for_equal_objects(world: World) -> None:
     for image in (one, two):
         write(image, UNIT, b"same" * 4096)
         write(image, 3 * UNIT, image.image_id.encode().ljust(100, b"x"))
-    assert one.checksums([1]) == two.checksums([1]) != [None]
-    assert one.checksums([3]) != two.checksums([3])
-    assert one.checksums([0, 1, 2, 100])[::2] == [None, None]
+
+    def objects(image: Image, *numbers: int) -> list[int | None]:
+        return image.checksums([(number * UNIT, UNIT) for number in numbers])
+
+    assert objects(one, 1) == objects(two, 1) != [None]
+    assert objects(one, 3) != objects(two, 3)
+    assert objects(one, 0, 1, 2, 100)[::2] == [None, None]
     assert one.checksums([]) == []
-    assert one.checksums([100]) == [None]
+    assert objects(one, 100) == [None]
+
+
+def test_checksums_of_parts_of_objects(world: World) -> None:
+    one, two = world.image(), world.image()
+    write(one, UNIT, b"mine" * 1024 + b"same" * 1024 + b"more" * 1024)
+    write(two, UNIT, b"your" * 1024 + b"same" * 1024)
+    parts = [(UNIT, 4096), (UNIT + 4096, 4096), (UNIT + 4096, 1), (UNIT + 4096, UNIT - 4096), (UNIT + 8192, 4096)]
+    mine, yours = one.checksums(parts), two.checksums(parts)
+    assert [a == b for a, b in zip(mine, yours, strict=True)] == [False, True, True, False, False]
+    assert mine[1] != mine[2]
+    assert None not in yours, "beyond the end of an object is something else than that there is none"
+    if isinstance(world, OnCeph):
+        assert yours[3] == yours[1]
+        assert yours[4] == one.checksums([(UNIT + 3 * 4096, 4096)])[0] == xxhash.xxh64_intdigest(b"")
+    assert one.checksums([(0, 4096)]) == [None]
 
 
 def test_checksums_are_those_of_the_open_snapshot(world: World) -> None:
     image = world.image()
     write(image, 0, b"1" * UNIT)
-    before = image.checksums([0])
+    before = image.checksums([(0, UNIT)])
     image.create_snapshot("s")
     write(image, 0, b"2" * UNIT)
-    assert image.checksums([0]) != before
-    assert world.pool.open(image.image_id, "s").checksums([0]) == before
+    assert image.checksums([(0, UNIT)]) != before
+    assert world.pool.open(image.image_id, "s").checksums([(0, UNIT)]) == before
     zero(image, 0, UNIT)
-    assert image.checksums([0]) == [None]
-    assert world.pool.open(image.image_id, "s").checksums([0]) == before
+    assert image.checksums([(0, UNIT)]) == [None]
+    assert world.pool.open(image.image_id, "s").checksums([(0, UNIT)]) == before
 
 
 def test_a_rename_keeps_the_image(world: World) -> None:

@@ -84,13 +84,13 @@ def test_a_client_that_seldom_asks_finds_an_osd_that_came_back(fragile: World) -
     assert document.newest_position
     name = snapshot_name(document.tree_id, document.newest_position)
     image = sites.cluster("b").pool(fragile.pools.name).open(document.image_id, name)
-    before = image.checksums([0])
+    before = image.checksums([(0, 4 * MIB)])
     fragile.pools.clusters.daemon("b", "osd.0", "kill")
     fragile.pools.clusters.daemon("b", "osd.0", "start")
 
     def answered() -> bool:
         try:
-            return bool(image.checksums([0]) == before)
+            return bool(image.checksums([(0, 4 * MIB)]) == before)
         except errors.Unreachable:
             return False
 

@@ -9,7 +9,7 @@ import pytest
 from live.world import TREE, bytes_read, noise
 
 from rbdtree.engine import branch as branching
-from rbdtree.engine import ends, landing, scrub
+from rbdtree.engine import ends, landing, parcel, scrub
 from rbdtree.manager.glance import settled
 from rbdtree.model.document import Branch
 from rbdtree.model.position import push_snapshot_name
@@ -410,9 +410,13 @@ def test_the_roots_image_in_use(volume: Volume) -> None:
     volume.settled()
 
 
+@pytest.mark.parametrize("limit", [parcel.LIMIT, 0], ids=["packed", "copied"])
 @pytest.mark.parametrize("offset", [6 * MIB, 3 * MIB + 8192], ids=["elsewhere", "in the push"])
-def test_the_roots_host_writes_while_a_push_lands(volume: Volume, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roots_host_writes_while_a_push_lands(
+    volume: Volume, offset: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It came and went before anybody looked: the writer of the push must get these bytes as well."""
+    monkeypatch.setattr(parcel, "LIMIT", limit)
     chain(volume)
     volume.put("leaf", {3 * MIB: noise(64 * KIB, "pushed")})
     apply = landing.apply

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import rbd
 from live.world import TREE, noise
 
-from rbdtree.engine import landing
+from rbdtree.engine import landing, parcel
 from rbdtree.model.extent import Extents
 
 from .volume import DIVERGED, KIB, MIB, REFUSED, Volume
@@ -16,8 +17,8 @@ INTERRUPTED = 130
 PIECES = {3 * MIB: noise(64 * KIB, "one"), 9 * MIB: noise(64 * KIB, "two")}
 
 
-@pytest.fixture
-def half(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+@pytest.fixture(params=[parcel.LIMIT, 0], ids=["packed", "copied"])
+def half(volume: Volume, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], None]:
     """``half(name)`` pushes from a node and ends when the first piece was written into the root's image."""
     apply = landing.apply
 
@@ -28,9 +29,10 @@ def half(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
     def push(name: str) -> None:
         volume.put(name, PIECES, expect=False)
-        monkeypatch.setattr(landing, "apply", die)
-        volume.push(name, code=INTERRUPTED)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(parcel, "LIMIT", request.param)
+            patch.setattr(landing, "apply", die)
+            volume.push(name, code=INTERRUPTED)
         intent = volume.document("root").intent
         assert intent
         assert intent.push
@@ -69,9 +71,15 @@ def test_its_bytes_are_lost(volume: Volume, half: Callable[[str], None]) -> None
     before = volume.newest()
     (push,) = volume.document("root").pushes
     with volume.ioctx("a") as ioctx:
-        for entry in list(ioctx.list_objects()):
-            if entry.key.startswith(push.staging):
-                ioctx.remove_object(entry.key)
+        if push.packed:
+            for entry in list(ioctx.list_objects()):
+                if entry.key.startswith(push.staging):
+                    ioctx.remove_object(entry.key)
+        else:
+            with volume.at("a", push.staging) as image:
+                for snapshot in image.list_snaps():
+                    image.remove_snap(snapshot["name"])
+            rbd.RBD().remove(ioctx, push.staging)
     for words in (("cut", TREE), ("sync", TREE, "--cut"), ("push", f"{TREE}/m")):
         done = volume.cli(*words, code=DIVERGED)
         assert f"rbdtree rollback {TREE}/root" in done.err, done
