@@ -7,7 +7,6 @@ when the replayed twin has it.
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -24,8 +23,9 @@ from typing import Any
 import rbd
 import report
 import tool
-from images import FEATURES, Hand, Pair, Shape
-from sites import ROOT, Sites, orderly
+from branched import Stage
+from images import FEATURES, Hand
+from sites import Sites, orderly
 
 BLOCK = 4 << 10
 TREE = "writing"
@@ -160,29 +160,8 @@ def sustained(image: "rbd.Image", seen: Seen, seconds: float, rate: float) -> tu
     return ages, reached
 
 
-class Stage:
-    """Both sites with a tree, a branch at b, and the twin."""
-
-    def __init__(self, sites: Sites, objects: int) -> None:
-        self.sites = sites
-        self.a, self.b = Hand(sites.a), Hand(sites.b)
-        self.shape = Shape.small(objects)
-
-    def close(self) -> None:
-        self.a.close()
-        self.b.close()
-
-    def tree(self, name: str, uplink: str) -> str:
-        """A tree of two nodes with a branch at b; the branch's image."""
-        image = f"{name}-vol"
-        self.a.create(image, self.shape.size)
-        self.a.write([image], self.shape.half())
-        tool.run(self.sites, self.sites.a, "init", name, "--node", "root", "--image", f"a:rbd/{image}")
-        spec = ["--parent", "root", "--kind", "mirror", "--image", f"b:rbd/{image}"]
-        tool.run(self.sites, self.sites.b, "add", f"{name}/m", *spec)
-        tool.run(self.sites, self.sites.b, "sync", "--cut", name)
-        told = tool.ask(self.sites, self.sites.b, "branch", f"{name}/m", "--uplink", uplink)
-        return str(told["image"]).rpartition("/")[2]
+class Field(Stage):
+    """With what takes the writes up, and the twin."""
 
     @contextmanager
     def uplink(self, name: str, interval: str) -> Iterator[None]:
@@ -223,7 +202,7 @@ class Stage:
             yield
 
 
-def latencies(stage: Stage, image: str, seen: Seen, count: int) -> list[float]:
+def latencies(stage: Field, image: str, seen: Seen, count: int) -> list[float]:
     found = []
     with stage.b.open(image, read_only=False) as branch:
         for _ in range(count):
@@ -232,37 +211,7 @@ def latencies(stage: Stage, image: str, seen: Seen, count: int) -> list[float]:
     return found
 
 
-def pushes(stage: Stage, rounds: int, mebibytes: int, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of a push, and of librbd pumping the same bytes between the same clusters."""
-    found: dict[str, list[float]] = {"push": [], "floor": []}
-    image = stage.tree("bulk", "snapshot")
-    stage.a.create("floor", stage.shape.size)
-    for number in range(rounds):
-        extents: list[Pair] = stage.shape.pieces(mebibytes, 1 << 20)
-        stage.b.write([image], extents)
-        with stage.b.open(image, read_only=False) as branch:
-            branch.create_snap(f"floor{number}")
-        for name in ("push", "floor") if number % 2 else ("floor", "push"):
-            if name == "push":
-                argv = tool.argv(stage.sites.config, "push", "bulk/m")
-            else:
-                told = stage.sites.directory / "extents.json"
-                told.write_text(json.dumps(extents))
-                argv = [sys.executable, str(ROOT / "bench/pump.py"), str(stage.sites.b.conf), f"{image}@floor{number}"]
-                argv += [str(stage.sites.a.conf), "floor", str(told)]
-            began = time.monotonic()
-            stage.sites.b.run(argv, stdout=subprocess.DEVNULL)
-            found[name].append(time.monotonic() - began)
-        places = [offset // (4 << 20) for offset, _ in extents]
-        if stage.a.digest("bulk-vol", None, places) != stage.b.digest(image, f"floor{number}", places):
-            raise SystemExit("the root does not hold what was pushed")
-        with stage.b.open(image, read_only=False) as branch:
-            branch.remove_snap(f"floor{number}")
-        say(f"push of {mebibytes} MiB: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in found.items()))
-    return found
-
-
-def iops(stage: Stage, image: str, mebibytes: int) -> float:
+def iops(stage: Field, image: str, mebibytes: int) -> float:
     """4 KiB random writes, 16 at a time, by `rbd bench`."""
     argv = ["rbd", "-c", str(stage.sites.b.conf), "--rbd_cache=false", "bench", "--io-type", "write", "--io-size", "4K"]
     argv += ["--io-threads", "16", "--io-total", f"{mebibytes}M", "--io-pattern", "rand", f"rbd/{image}"]
@@ -270,7 +219,7 @@ def iops(stage: Stage, image: str, mebibytes: int) -> float:
     return float(re.findall(r"ops/sec: ([\d.]+)", said)[-1])
 
 
-def local_cost(stage: Stage, rounds: int, mebibytes: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+def local_cost(stage: Field, rounds: int, mebibytes: int, say: Callable[[str], None]) -> dict[str, list[float]]:
     """Of a branch to its writer."""
     stage.b.create("plain", stage.shape.size)
     stage.b.write(["plain"], [(slot * (4 << 20), 4 << 20) for slot in stage.shape.slots])
@@ -293,8 +242,8 @@ def local_cost(stage: Stage, rounds: int, mebibytes: int, say: Callable[[str], N
     return found
 
 
-def body_of(options: argparse.Namespace, figures: dict[str, Any], bulk: int) -> str:
-    """The three tables."""
+def body_of(options: argparse.Namespace, figures: dict[str, Any]) -> str:
+    """Both tables."""
     rows = []
     for label, found in figures["latency_seconds"].items():
         ages = figures["age_seconds"][label]
@@ -306,10 +255,6 @@ def body_of(options: argparse.Namespace, figures: dict[str, Any], bulk: int) -> 
         "`uplink` a write has arrived when a generation at the root holds it, for rbd-mirror when its replica does.\n\n"
         + report.table(head, rows)
     )
-    middle = {name: statistics.median(values) for name, values in figures["push_seconds"].items()}
-    body += f"\n\nA push of {bulk} MiB in pieces of 1 MiB, against librbd pumping the same bytes:\n\n"
-    cells = [f"{middle['push']:.2f}", f"{middle['floor']:.2f}", f"{middle['push'] / middle['floor']:.2f}"]
-    body += report.table(["", "push, s", "floor, s", "push / floor"], [["", *cells]])
     plain = statistics.median(figures["iops"]["no branch"])
     body += "\n\nWhat a branch costs who writes to it (4 KiB random writes, 16 at a time, `rbd bench`):\n\n"
     body += report.table(
@@ -334,7 +279,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.writes, options.seconds = 1, 5, 6
-    bulk = 16 if options.quick else 256
     orderly()
     tool.check("rbd-mirror")
 
@@ -343,7 +287,7 @@ def main() -> None:
 
     figures: dict[str, Any] = {"rounds": options.rounds, "latency_seconds": {}, "age_seconds": {}, "rate": {}}
     with Sites(options.delay) as sites:
-        stage = Stage(sites, 32 if options.quick else 128)
+        stage = Field(sites, 32 if options.quick else 128)
         with stage.mirror():
             ways: list[tuple[str, str, Callable[[], Seen], str]] = []
             for interval in ("1s", "100ms"):
@@ -367,10 +311,9 @@ def main() -> None:
                     f"{label}: a write p50 {percentile(figures['latency_seconds'][label], 0.5):.2f} s, under load p50 "
                     f"{percentile(ages, 0.5):.2f} s, p99 {percentile(ages, 0.99):.2f} s at {reached:.0f}/s"
                 )
-        figures["push_seconds"] = pushes(stage, options.rounds, bulk, say)
         figures["iops"] = local_cost(stage, options.rounds, 2 if options.quick else 16, say)
         stage.close()
-    report.put("writing", "Writes on their way up", body_of(options, figures, bulk), figures, options.write)
+    report.put("writing", "Writes on their way up", body_of(options, figures), figures, options.write)
 
 
 if __name__ == "__main__":
