@@ -107,33 +107,30 @@ class Copied:
 @dataclass(kw_only=True)
 class Tally:
     """What copies into one target moved: bytes read at the source (siblings that share a read count it each), written,
-    zeroes included, and elided, as they were zero at both ends; and chunks, which are one read each."""
+    zeroes included, and elided, as they were zero at both ends; and chunks, which are one read each.
+
+    ``repeated``: what a copy had written when it failed, of which some is written again."""
 
     read_bytes: int = 0
     written_bytes: int = 0
     elided_bytes: int = 0
     copied_chunks: int = 0
     elided_chunks: int = 0
+    repeated_bytes: int = 0
+    repeated_chunks: int = 0
 
     def count(self, copied: Copied, target: Target) -> None:
         """One copy more."""
-        self.add(
-            Tally(
-                read_bytes=copied.read_bytes,
-                written_bytes=target.written_bytes + target.zeroed_bytes,
-                elided_bytes=target.elided_bytes,
-                copied_chunks=target.copied_chunks,
-                elided_chunks=target.elided_chunks,
-            )
-        )
+        self.read_bytes += copied.read_bytes
+        self.written_bytes += target.written_bytes + target.zeroed_bytes
+        self.elided_bytes += target.elided_bytes
+        self.copied_chunks += target.copied_chunks
+        self.elided_chunks += target.elided_chunks
 
-    def add(self, other: "Tally") -> None:
-        """All that another one counted."""
-        self.read_bytes += other.read_bytes
-        self.written_bytes += other.written_bytes
-        self.elided_bytes += other.elided_bytes
-        self.copied_chunks += other.copied_chunks
-        self.elided_chunks += other.elided_chunks
+    def count_failed(self, target: Target) -> None:
+        """One that did not get to its end."""
+        self.repeated_bytes += target.written_bytes + target.zeroed_bytes
+        self.repeated_chunks += target.copied_chunks
 
 
 @dataclass(eq=False)

@@ -26,8 +26,7 @@ _ROUNDS = 50
 
 @dataclass
 class Outcome(Tally):
-    """What became of one node, and what was moved to it. ``local``: of what was written, what came of its own pushes;
-    ``repeated``: what a copy had written when it failed, of which some is written again.
+    """What became of one node, and what was moved to it. ``local``: of what was written, what came of its own pushes.
 
     ``waits``: why it is not at its parent's newest generation yet, or does not hold of it all it is to hold, where that
     is no error."""
@@ -35,8 +34,6 @@ class Outcome(Tally):
     node: str
     changed: bool = False
     local_bytes: int = 0
-    repeated_bytes: int = 0
-    repeated_chunks: int = 0
     seconds: float = 0.0
     error: errors.Error | None = None
     waits: str = ""
@@ -117,7 +114,9 @@ class EdgeRun:
     def _mirror(self, node: Node, desk: Desk, outcome: Outcome) -> None:
         with self._claimed(node) as claim:
             self._before(node, claim)
-            edge = MirrorEdge(self._sites, node, claim, self._reporter, relay=self._relay, pace=self._pace)
+            edge = MirrorEdge(
+                self._sites, node, claim, self._reporter, relay=self._relay, pace=self._pace, tally=outcome
+            )
             try:
                 self._rounds(edge, outcome, desk, claim)
                 outcome.waits = outcome.waits or edge.lacks
@@ -180,9 +179,6 @@ class EdgeRun:
         except errors.Changed as error:
             # Something moved while we worked: look again and plan anew.
             self._reporter.note(outcome.node, str(error))
-        if isinstance(edge, MirrorEdge):
-            outcome.add(edge.relayed)
-            edge.relayed = Tally()
         if isinstance(edge, MirrorEdge) and edge.waits:
             outcome.waits = edge.waits
             return False
@@ -192,8 +188,7 @@ class EdgeRun:
         try:
             copied = desk.copy(request, claim.check, edge.record)
         except BaseException:
-            outcome.repeated_bytes += request.target.written_bytes
-            outcome.repeated_chunks += request.target.copied_chunks
+            outcome.count_failed(request.target)
             raise
         if request.local:
             outcome.local_bytes += request.target.written_bytes

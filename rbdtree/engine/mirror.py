@@ -53,6 +53,7 @@ class MirrorEdge:
         *,
         relay: bool = False,
         pace: Pace | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.child = child
         self._sites = sites
@@ -74,7 +75,8 @@ class MirrorEdge:
         self._pace = pace
         self.waits = ""
         """Why the newest generation is not here yet, when its parent is still receiving it."""
-        self.relayed = Tally()
+        self._tally = tally or Tally()
+        """Of what is relayed. Other copies are for whoever makes them."""
         self.lacks = ""
         """Why it holds another portion than it is to hold, while it is at its parent's newest generation."""
 
@@ -422,9 +424,9 @@ class MirrorEdge:
             self._snapshot(since) if since else None,
             self._check,
             intent.portion,
+            self._tally,
         )
         self.waits = run.run(intent, self._record_relayed, self._reporter, self.name, self._pace)
-        self.relayed.add(run.tally)
 
     def _record_relayed(self, done_bytes: int, relayed: float, size_bytes: int) -> Intent:
         def change(document: NodeDocument) -> NodeDocument:

@@ -19,7 +19,7 @@ from rbdtree.engine.node import Node
 from rbdtree.engine.pace import Pace
 from rbdtree.model.document import Intent, Kind, NodeDocument
 from rbdtree.model.extent import Extents
-from rbdtree.model.portion import WHOLE, Portion, clip
+from rbdtree.model.portion import Portion, clip
 from rbdtree.plan.edge import Pending
 from rbdtree.ports import Image, Reporter
 
@@ -59,7 +59,8 @@ class Relay:
         head: Image,
         since: str | None,
         check: Callable[[], None],
-        portion: Portion = WHOLE,
+        portion: Portion,
+        tally: Tally,
     ) -> None:
         self._upstream = upstream
         self._opened = opened
@@ -68,7 +69,7 @@ class Relay:
         self._since = since
         self._check = check
         self._portion = portion
-        self.tally = Tally()
+        self._tally = tally
 
     def run(
         self,
@@ -139,10 +140,14 @@ class Relay:
         def progress(copied: Copied) -> None:
             reporter.copying(name, low + copied.passed_bytes, None)
 
-        copied = Copy(source, [target], [wanted], check=self._check, progress=progress, pace=pace).run()
-        if target.failed:
-            raise target.failed
-        self.tally.count(copied, target)
+        try:
+            copied = Copy(source, [target], [wanted], check=self._check, progress=progress, pace=pace).run()
+            if target.failed:
+                raise target.failed
+        except BaseException:
+            self._tally.count_failed(target)
+            raise
+        self._tally.count(copied, target)
         return self._still(intent, coming)
 
     def _sized(self, size: int) -> Image | None:
