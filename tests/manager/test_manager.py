@@ -265,13 +265,19 @@ def test_a_fenced_manager_that_looks_first_finds_its_nodes_again(grove: Grove, m
     running = grove.run(poll=0.2)
     until(lambda: len(running.held()) == 4, "it has all edges")
     until(grove.level, "all is level")
-    go, renew = threading.Event(), keeper.Keeper._renew
+    go, renew, cut_off = threading.Event(), keeper.Keeper._renew, keeper.Keeper.cut_off
 
     def waiting(self: keeper.Keeper) -> None:
         go.wait(30)
         renew(self)
 
+    def deaf(self: keeper.Keeper, when: float) -> None:
+        if go.is_set():
+            cut_off(self, when)
+
     monkeypatch.setattr(keeper.Keeper, "_renew", waiting)
+    # Its look tells the keeper, who would connect anew before the next one.
+    monkeypatch.setattr(keeper.Keeper, "cut_off", deaf)
     for site in "bc":
         grove.storages[site].fence(running.manager._sites.cluster(site).address())
     looks = len(running.heard.problems)
