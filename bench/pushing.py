@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import report
@@ -78,10 +77,10 @@ class Field:
                 contender = CONTENDERS[(turn + place) % len(CONTENDERS)]
                 found[contender].append(self.bring(contender, extents))
             places = sorted({offset // OBJECT for offset, _ in extents})
-            if self.stage.a.digest("pushed-vol", None, places) != self.stage.b.digest(self.branch, None, places):
-                raise SystemExit("the root does not hold what was pushed")
-            if self.stage.a.digest("export-diff", None, places) != self.stage.b.digest(self.branch, None, places):
-                raise SystemExit("export-diff did not bring what was written")
+            written = self.stage.b.digest(self.branch, None, places)
+            for image in ("pushed-vol", "export-diff"):
+                if self.stage.a.digest(image, None, places) != written:
+                    raise SystemExit(f"{image} does not hold what was written")
         return found
 
 
@@ -114,16 +113,8 @@ def main() -> None:
         options.rounds, options.links, loads = 1, "0", loads[:2]
     orderly()
     tool.check()
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    measure(options.links, loads, options, say)
-
-
-def measure(links: str, loads: list[tuple[int, int]], options: argparse.Namespace, say: Callable[[str], None]) -> None:
     figures: list[dict[str, Any]] = []
-    for link in map(float, links.split(",")):
+    for link in map(float, options.links.split(",")):
         label = f"{link:g} ms each way" if link else "plain"
         with Sites(link) as sites:
             stage = Stage(sites, 128)
@@ -132,7 +123,7 @@ def measure(links: str, loads: list[tuple[int, int]], options: argparse.Namespac
                 found = field.measure(*load, options.rounds)
                 figures.append({"link": label, "size": size(*load), "seconds": found})
                 told = ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in found.items())
-                say(f"{label}, {size(*load)}: {told}")
+                print(f"{label}, {size(*load)}: {told}", file=sys.stderr, flush=True)
             stage.close()
     head = ["link", "pushed", "push, s", "export-diff, s", "floor, s", "export-diff / push", "push / floor"]
     body = f"{options.rounds} rounds, medians.\n\n" + report.table(head, rows(figures))

@@ -1,6 +1,8 @@
-"""Cut-through over ``rbdtree.memory``: a child takes what its parent has of a delta that it is still receiving."""
+"""Cut-through over ``rbdtree.memory``: ``g`` takes what ``m`` has of a delta that it is still receiving."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from manager.forest import Grove
 
 from rbdtree import errors, memory
 from rbdtree.engine import copy as copying
-from rbdtree.engine import forest, relay
+from rbdtree.engine import forest, relay, repair, verify
 from rbdtree.engine.claim import Claim
 from rbdtree.engine.desk import Desk
 from rbdtree.engine.edge import EdgeRun, Outcome, plan_of
@@ -29,9 +31,14 @@ def grove(monkeypatch: pytest.MonkeyPatch) -> Grove:
     made.add("m", "root", Kind.MIRROR, "b")
     made.add("g", "m", Kind.MIRROR, "c")
     made.write(0, b"one" * 1000)
+    made.write(HALF, b"two" * 1000)
     made.cut()
-    Sync(made.sites).run(forest.look(made.sites).tree("t"))
+    Sync(made.sites).run(tree(made))
     return made
+
+
+def tree(grove: Grove) -> forest.Tree:
+    return forest.look(grove.sites).tree("t")
 
 
 def desk() -> Desk:
@@ -40,6 +47,46 @@ def desk() -> Desk:
 
 def bring(grove: Grove, name: str) -> Outcome:
     return EdgeRun(grove.sites, Silent(), threading.Event(), relay=True).run(grove.node(name), Kind.MIRROR, desk())
+
+
+@contextmanager
+def received(grove: Grove) -> Iterator[None]:
+    """``m`` has all of a delta, and seals it in the end."""
+    with Claim(grove.node("m"), "sync") as claim:
+        edge = MirrorEdge(grove.sites, grove.node("m"), claim, Silent())
+        steps = list(plan_of(edge.observe()))
+        while not isinstance(steps[0], Seal):
+            request = edge.apply(steps.pop(0))
+            if request:
+                desk().copy(request, claim.check, edge.record)
+        edge.record(2 * HALF)
+        yield
+        for step in steps:
+            edge.apply(step)
+        edge.close()
+
+
+def test_what_is_distrusted_while_it_arrives_is_compared_from_the_beginning(grove: Grove) -> None:
+    """``g`` is found to be wrong where the delta changes nothing."""
+    memory.corrupt(grove.storages["c"], grove.document("g").image_id, 0, 100, b"EVIL")
+    grove.write(HALF, b"new" * 1000)
+    grove.cut()
+    with received(grove):
+        assert "relay 1.1 -> 1.2" in bring(grove, "g").steps
+        verdict = verify.verify(grove.sites, tree(grove), *ends(grove), None, Silent())
+        assert verdict.differences
+        repair.distrust(grove.node("g"), verdict)
+        bring(grove, "g")
+    assert bring(grove, "g").error is None
+    found = grove.document("g")
+    assert (str(found.newest_position), found.distrust) == ("1.2", "")
+    verdict = verify.verify(grove.sites, tree(grove), *ends(grove), None, Silent())
+    assert verdict.equal
+    assert str(verdict.position) == "1.2"
+
+
+def ends(grove: Grove) -> tuple[forest.Member, forest.Member]:
+    return tree(grove).member("g"), tree(grove).member("m")
 
 
 def test_what_a_relay_moved_is_counted_when_it_fails_too(grove: Grove, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,15 +102,7 @@ def test_what_a_relay_moved_is_counted_when_it_fails_too(grove: Grove, monkeypat
     for offset in (0, HALF):
         grove.write(offset, b"new!" * 1024)
     grove.cut()
-    with Claim(grove.node("m"), "sync") as claim:
-        edge = MirrorEdge(grove.sites, grove.node("m"), claim, Silent())
-        for step in plan_of(edge.observe()):
-            if isinstance(step, Seal):
-                break
-            request = edge.apply(step)
-            if request:
-                desk().copy(request, claim.check, edge.record)
-        edge.record(2 * HALF)
+    with received(grove):
         monkeypatch.setattr(memory.Image, "submit_write", fails_once)
         failed = bring(grove, "g")
         assert "relay 1.1 -> 1.2" in failed.steps
@@ -76,6 +115,5 @@ def test_what_a_relay_moved_is_counted_when_it_fails_too(grove: Grove, monkeypat
         assert done.error is None
         assert done.written_bytes == 8192
         assert (done.repeated_bytes, done.copied_chunks) == (0, 2)
-        edge.close()
-    Sync(grove.sites).run(forest.look(grove.sites).tree("t"))
+    Sync(grove.sites).run(tree(grove))
     assert grove.level()

@@ -14,6 +14,7 @@ from rbdtree.ceph.translate import from_errno
 
 _XXHASH64 = 1
 _OF_NOTHING = 0xEF46DB3751D8E999
+"""xxhash64 of no bytes."""
 _PARALLEL = 16
 
 Piece = tuple[str, int, int]
